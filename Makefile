@@ -1,0 +1,38 @@
+# Everything runs in .venv with python3 (3.11 or newer) and pip only.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+TESTS := $(wildcard tests/unit tests/integration tests/acceptance tests/chaos)
+
+.PHONY: install demo test lint bench bench-peers clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "error: $(PYTHON) is older than 3.11: install Python 3.11, or make PYTHON=python3.11 install"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+	  || { echo "error: $(PYTHON) cannot make virtual environments: apt install python3-venv (or python3.11-venv)"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --progress-bar on --disable-pip-version-check -c constraints.txt -e '.[cpu,embedded,demo,test]'
+	@touch $@
+
+demo: install
+	$(BIN)/lrai demo $(if $(KEEP),--keep)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest $(TESTS) --durations=10
+
+bench: install
+	$(BIN)/python -m tests.bench
+
+bench-peers: install
+	$(BIN)/python -m tests.bench.peers
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+select key, id from audit.release where key = any(%s)

@@ -1,0 +1,1 @@
+select key, id from audit.topic where key = any(%s)

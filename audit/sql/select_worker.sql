@@ -1,0 +1,1 @@
+select key, id from audit.worker where key = any(%s)

@@ -1,0 +1,1 @@
+select topic, partition, next_offset from audit.source_offset where topic = any(%s)

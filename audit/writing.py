@@ -1,0 +1,144 @@
+"""The audit writer's end of the window loop: its commit is a Postgres transaction."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+
+from audit.store import AuditWindow, DeadLetter, SecondWriter, Store
+from schemas import framing
+from schemas.errors import BadRecord, StoreUnavailable
+from streams.log import log
+from streams.loop import ADMIN_S, Discarded, Partition
+from streams.meters import AUDIT_DELAY
+from streams.window import Outcome, Window
+
+RETRY_S = 0.5
+FIRST_S_MAX = 120.0
+T = TypeVar("T")
+PARTITIONS_EVERY_S = 24 * 3600.0
+MONTHS_AHEAD = 2
+
+
+def nothing_more(window: Window, now_ms: int) -> Outcome:
+    """The audit writer's function: all that it does is write."""
+    return Outcome([], {"stored": len(window.values)})
+
+
+class StoreSink:
+    """Offsets and rows in one Postgres transaction; while Postgres is away, windows wait in Kafka."""
+
+    def __init__(self, store: Store, deadletter: str, beat: Callable[[], None]) -> None:
+        self.store = store
+        self.deadletter = deadletter
+        self.beat = beat
+        self.known: dict[Partition, int] = {}
+        self.partitions_at = 0.0
+
+    def open(self, beat: Callable[[], None]) -> None:
+        self._daily()
+
+    def positions(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> Mapping[Partition, int | None]:
+        """From the store; the first record where it has none."""
+        names = sorted({each.topic for each in partitions})
+        stored = self._patiently(lambda: self.store.source_offsets(names))
+        found: dict[Partition, int | None] = {}
+        for each in partitions:
+            key = (each.topic, each.partition)
+            self.known.pop(key, None)
+            if key in stored:
+                found[key] = self.known[key] = stored[key]
+            else:
+                found[key] = self._first(consumer, each)
+        return found
+
+    def _first(self, consumer: Consumer, partition: TopicPartition) -> int:
+        """The first record of a partition, as soon as Kafka says it."""
+        end = time.monotonic() + FIRST_S_MAX
+        while True:
+            self.beat()
+            try:
+                return int(consumer.get_watermark_offsets(partition, ADMIN_S)[0])
+            except KafkaException:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(RETRY_S)
+
+    def write(self, member: Any, window: Window, outcome: Outcome, beat: Callable[[], None]) -> None:
+        """Raises Discarded when another writer was faster: its offsets are read and this one seeks there."""
+        offsets = [(r.topic, r.partition, self.known.get((r.topic, r.partition)), r.stop) for r in window.ranges]
+        decisions, ranges, letters = _sorted_out(window, self.deadletter)
+        content = AuditWindow(offsets, decisions, ranges, letters)
+        try:
+            written = self._patiently(lambda: self.store.write(content))
+        except SecondWriter as err:
+            raise Discarded(str(err), self._elsewhere(window)) from err
+        if written.refused:
+            log("error", "rows were refused; see audit.refused", rows=written.refused)
+        for topic, partition, _, stop in offsets:
+            self.known[topic, partition] = stop
+        if decisions:
+            newest = max(record["answered_at"] for record in decisions)
+            AUDIT_DELAY.set(max(0.0, time.time() - newest / 1e6))
+        self._daily()
+
+    def _elsewhere(self, window: Window) -> Mapping[Partition, int | None]:
+        """Where the other writer is; also where this one is when a commit succeeded whose answer was lost."""
+        names = sorted({each.topic for each in window.ranges})
+        stored = self._patiently(lambda: self.store.source_offsets(names))
+        mine = {(each.topic, each.partition) for each in window.ranges}
+        found = {key: offset for key, offset in stored.items() if key in mine}
+        self.known.update(found)
+        return found
+
+    def stuck(self, now: float) -> bool:
+        """A store that takes its time is waited for; the heartbeats bound it."""
+        return False
+
+    def close(self) -> None:
+        self.store.close()
+
+    def _daily(self) -> None:
+        now = time.monotonic()
+        if now - self.partitions_at > PARTITIONS_EVERY_S or not self.partitions_at:
+            self._patiently(lambda: self.store.make_partitions(MONTHS_AHEAD))
+            self.partitions_at = now
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        """Until the store answers; says once that it is away and once that it is back."""
+        said = False
+        while True:
+            self.beat()
+            try:
+                found = call()
+            except StoreUnavailable as err:
+                if not said:
+                    log("warning", "the audit store is away; decisions wait in kafka", error=str(err))
+                    said = True
+                time.sleep(RETRY_S)
+                continue
+            if said:
+                log("info", "the audit store is back")
+            return found
+
+
+def _sorted_out(
+    window: Window, deadletter: str
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[DeadLetter]]:
+    """The decisions, source ranges and dead letters of a window."""
+    found: dict[str, list[dict[str, Any]]] = {"decision_batch": [], "source_ranges": []}
+    letters = []
+    for i, (topic, value) in enumerate(zip(window.topics, window.values, strict=True)):
+        place = topic, int(window.partition[i]), int(window.offset[i])
+        if topic == deadletter:
+            letters.append(DeadLetter.of(*place, int(window.timestamp[i]), value, window.headers[i] or []))
+            continue
+        try:
+            name, record = framing.decode(value or b"")
+            found[name].append(record)
+        except (BadRecord, KeyError) as err:
+            log("error", "no record of LRAI's on its decisions topic; passed over", place=place, error=str(err))
+    return found["decision_batch"], found["source_ranges"], letters

@@ -1,0 +1,223 @@
+"""The model repository: <folder>/<model>/<version>/model.onnx, with an optional model.toml beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from kernels import graph, settings
+from kernels.graph import Graph
+from kernels.settings import ModelSettings
+from kernels.spec import ModelSpec, Problem, TensorSpec
+from schemas.errors import BadSetting
+from schemas.tensors import FLOATS
+
+__all__ = ["ModelSpec", "Problem", "TensorSpec", "check", "load_model", "load_repository", "newest"]
+
+_MODEL = re.compile(r"[a-z0-9-]{1,64}")
+_VERSION = re.compile(r"0|[1-9][0-9]{0,8}")
+Specs = dict[tuple[str, str], ModelSpec]
+
+
+def load_repository(directory: Path) -> Specs:
+    """Every model by (model, version), read without a runtime. Raises BadSetting that lists every problem."""
+    specs, problems = _read(Path(directory))
+    if problems:
+        raise BadSetting("\n".join([f"{len(problems)} problem(s) in the model repository:", *map(str, problems)]))
+    return specs
+
+
+def check(directory: Path) -> list[Problem]:
+    """Every problem of the repository; a model that reads well is loaded and run on zeros as well."""
+    from kernels.session import KernelError, Session  # only here: reading needs no runtime
+
+    specs, problems = _read(Path(directory))
+    for spec in specs.values():
+        try:
+            Session(spec).warm()
+        except KernelError as err:
+            fix = "export it with operators of ONNX Runtime, for any number of rows"
+            problems.append(Problem(spec.path, f"the runtime refuses it: {err}", fix))
+    return problems
+
+
+def load_model(directory: Path, model: str, version: str) -> ModelSpec:
+    """One model. Raises BadSetting that lists its problems."""
+    spec, problems = _read_model(Path(directory) / model / version)
+    if problems or spec is None:
+        raise BadSetting("\n".join(map(str, problems)))
+    return spec
+
+
+def newest(specs: Specs) -> dict[str, str]:
+    """The highest version of each model."""
+    best: dict[str, str] = {}
+    for model, version in specs:
+        if model not in best or int(version) > int(best[model]):
+            best[model] = version
+    return best
+
+
+def _read(directory: Path) -> tuple[Specs, list[Problem]]:
+    if not directory.is_dir():
+        return {}, [Problem(str(directory), "the model repository is no folder", "name an existing folder")]
+    specs: Specs = {}
+    problems: list[Problem] = []
+    models = _folders(directory)
+    if not models:
+        fix = "add <model>/<version>/model.onnx"
+        problems.append(Problem(str(directory), "the model repository has no models", fix))
+    for model in models:
+        if not _MODEL.fullmatch(model.name):
+            fix = "rename it: 1 to 64 of a-z, 0-9 and -"
+            problems.append(Problem(str(model), f"{model.name!r} is not a model name", fix))
+        versions = _folders(model)
+        if not versions:
+            problems.append(Problem(str(model), "the model has no versions", "add 1/model.onnx in it"))
+        for version in versions:
+            if not _VERSION.fullmatch(version.name):
+                fix = "rename it to an integer, such as 1"
+                problems.append(Problem(str(version), f"{version.name!r} is not a version", fix))
+            spec, found = _read_model(version)
+            problems += found
+            if spec is not None:
+                specs[model.name, version.name] = spec
+    return specs, problems
+
+
+def _folders(directory: Path) -> list[Path]:
+    return sorted(each for each in directory.iterdir() if each.is_dir() and not each.name.startswith((".", "__")))
+
+
+def _read_model(folder: Path) -> tuple[ModelSpec | None, list[Problem]]:
+    path = folder / "model.onnx"
+    facts = graph.read(path)
+    stated, problems = settings.read(folder / "model.toml")
+    problems = [*facts.problems, *problems]
+    if not facts.inputs:  # nothing to compare the settings with
+        return None, problems
+    spec = ModelSpec(
+        model=folder.parent.name,
+        version=folder.name,
+        path=str(path),
+        sha256="",
+        inputs=facts.inputs,
+        outputs=facts.outputs,
+        padded=stated.padded or _padded(facts, stated),
+        buckets=tuple(stated.buckets),
+        pad_values=dict(stated.pad_values),
+        request_rows_max=stated.request_rows_max,
+        batch_rows=stated.batch_rows,
+        rows_fixed=facts.rows_fixed,
+        allow_nan=facts.allow_nan if stated.allow_nan is None else stated.allow_nan,
+        threshold=stated.threshold,
+        classes=facts.classes,
+        labels=tuple(stated.labels) if stated.labels else _labels(facts),
+        favourable=stated.favourable,
+        sensitive_features=tuple(stated.sensitive_features),
+        slo_p95_ms=stated.slo_p95_ms,
+        zipmap=facts.zipmap,
+        external=facts.external,
+    )
+    score, decision = _meaning(facts.outputs)
+    if stated.score:
+        score = (stated.score.output, stated.score.index)
+    spec = replace(spec, score=score, decision=stated.decision or decision)
+    problems += [Problem(str(folder / "model.toml"), what, fix) for what, fix in _contradictions(spec, stated)]
+    if problems:
+        return None, problems
+    return replace(spec, sha256=_sha256(folder, ("model.onnx", *facts.external))), []
+
+
+def _padded(facts: Graph, stated: ModelSettings) -> str | None:
+    """The one varying size of the inputs, where buckets are stated."""
+    varying = _varying(facts.inputs)
+    return varying[0] if stated.buckets and len(varying) == 1 else None
+
+
+def _varying(inputs: tuple[TensorSpec, ...]) -> list[str]:
+    return sorted({size for each in inputs for size in each.varying})
+
+
+def _labels(facts: Graph) -> tuple[str, ...] | None:
+    """The names of the classes in the graph, unless they are plain numbers: then the number is the decision."""
+    return facts.labels if facts.classes is None else None
+
+
+def _meaning(outputs: tuple[TensorSpec, ...]) -> tuple[tuple[str, int | None] | None, str | None]:
+    """The score and the decision where the operator states neither.
+
+    A label and probabilities: the probability of the last of two classes, else the largest; the label.
+    One float output: its value, else the largest of the row; its position.
+    """
+    floats = [each for each in outputs if each.datatype in FLOATS]
+    words = [each for each in outputs if each.datatype in ("BYTES", "INT64", "INT32") and each.width in (1, None)]
+    if len(outputs) == 2 and len(floats) == 1 and len(words) == 1:
+        return (floats[0].name, 1 if floats[0].width == 2 else None), words[0].name
+    if len(outputs) == 1 and floats:
+        return (floats[0].name, None), None if floats[0].width == 1 else floats[0].name
+    if len(outputs) == 1 and words:
+        return None, words[0].name
+    return None, None
+
+
+def _contradictions(spec: ModelSpec, stated: ModelSettings) -> list[tuple[str, str]]:
+    """What model.toml says that the graph does not bear out: (what, fix)."""
+    found: list[tuple[str, str]] = []
+    inputs, outputs = [each.name for each in spec.inputs], [each.name for each in spec.outputs]
+    varying = _varying(spec.inputs)
+    sizes = f"one of {', '.join(varying)}" if varying else "nothing: no size of the inputs varies"
+    if stated.padded and stated.padded not in varying:
+        found.append((f"padded is {stated.padded!r}, no varying size of the inputs", f"name {sizes}"))
+    elif stated.padded and not stated.buckets:
+        found.append(("padded is stated without buckets", "add buckets, such as buckets = [16, 32, 64]"))
+    if stated.buckets and not spec.padded:
+        fix = f"set padded to {sizes}" if varying else "remove buckets: no size of the inputs varies"
+        found.append(("it is not clear which size the buckets are for", fix))
+    found += [
+        (f"pad_values names {name!r}, which is no input", f"name one of {', '.join(inputs)}")
+        for name in stated.pad_values
+        if name not in inputs
+    ]
+    named = {"score.output": stated.score.output if stated.score else None, "decision": stated.decision}
+    found += [
+        (f"{key} is {name!r}, which is no output", f"name one of {', '.join(outputs)}")
+        for key, name in named.items()
+        if name is not None and name not in outputs
+    ]
+    if spec.threshold is not None and spec.score is None:
+        found.append(("threshold is stated, but no score to compare", "add score = { output = '...', index = 0 }"))
+    return found + _scales(spec, stated)
+
+
+def _scales(spec: ModelSpec, stated: ModelSettings) -> list[tuple[str, str]]:
+    """Sizes and words that do not fit each other."""
+    found: list[tuple[str, str]] = []
+    by_name = {each.name: each for each in spec.outputs}
+    if stated.score and (output := by_name.get(stated.score.output)):
+        width, index = output.width, stated.score.index
+        if output.datatype == "BYTES":
+            found.append((f"score.output {output.name!r} is a string", "name an output of numbers"))
+        elif width is not None and index is not None and index >= width:
+            found.append((f"score.index is {index}, the output has {width} columns", f"use 0 to {width - 1}"))
+    classes = len(spec.classes) if spec.classes else None
+    if stated.labels and classes and len(stated.labels) != classes:
+        found.append((f"labels names {len(stated.labels)} classes, the graph has {classes}", f"name {classes}"))
+    if spec.labels and spec.favourable and spec.favourable not in spec.labels:
+        found.append((f"favourable is {spec.favourable!r}, no label", f"name one of {', '.join(spec.labels[:20])}"))
+    if spec.threshold is not None and spec.labels and len(spec.labels) != 2:
+        found.append((f"threshold decides between two labels, there are {len(spec.labels)}", "remove threshold"))
+    if stated.batch_rows and spec.rows_fixed and stated.batch_rows != spec.rows_fixed:
+        found.append((f"batch_rows is {stated.batch_rows}, the graph fixes {spec.rows_fixed}", "remove batch_rows"))
+    return found
+
+
+def _sha256(folder: Path, names: tuple[str, ...]) -> str:
+    digest = hashlib.sha256()
+    for name in names:
+        with (folder / name).open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,90 @@
+"""What the stages know of a model: a plain, picklable description. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from schemas.tensors import FLOATS
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """An input or output. `shape` leaves out the rows; an int is a fixed size, a str the name of a varying one."""
+
+    name: str
+    datatype: str
+    shape: tuple[int | str, ...]
+
+    @property
+    def width(self) -> int | None:
+        """Numbers a row, None where it varies."""
+        width = 1
+        for size in self.shape:
+            if isinstance(size, str):
+                return None
+            width *= size
+        return width
+
+    @property
+    def varying(self) -> tuple[str, ...]:
+        """The names of the sizes that vary."""
+        return tuple(size for size in self.shape if isinstance(size, str))
+
+    def concrete(self, rows: int, sizes: dict[str, int]) -> tuple[int, ...]:
+        """The shape with rows, where a varying size is the one in `sizes`, else 1."""
+        return (rows, *(sizes.get(size, 1) if isinstance(size, str) else size for size in self.shape))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A model of the repository, from its graph and its model.toml."""
+
+    model: str
+    version: str
+    path: str  # of model.onnx
+    sha256: str  # of model.onnx and the files with its weights, in the order of their names
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    padded: str | None = None  # the varying size that the buckets are for
+    buckets: tuple[int, ...] = ()  # ascending
+    pad_values: dict[str, float] = field(default_factory=dict)  # by input; 0 where missing
+    request_rows_max: int = 1024
+    batch_rows: int | None = None  # the best rows of a run where the operator states it
+    rows_fixed: int | None = None  # the first dimension where the graph fixes it
+    allow_nan: bool = False
+    score: tuple[str, int | None] | None = None  # output and column; no column: the largest of the row
+    threshold: float | None = None  # the decision is score >= threshold
+    decision: str | None = None  # the output that decides where there is no threshold
+    classes: tuple[int, ...] | None = None  # the values of an integer decision output, in the order of `labels`
+    labels: tuple[str, ...] | None = None
+    favourable: str | None = None  # the decision that a person would want
+    sensitive_features: tuple[str, ...] = ()
+    slo_p95_ms: float | None = None
+    zipmap: bool = False  # the graph has ZipMap nodes, which the session takes out
+    external: tuple[str, ...] = ()  # files with weights, beside model.onnx
+
+    def input(self, name: str) -> TensorSpec | None:
+        """The input of that name."""
+        return next((each for each in self.inputs if each.name == name), None)
+
+    @property
+    def floats(self) -> tuple[str, ...]:
+        """The inputs that could hold NaN."""
+        return tuple(each.name for each in self.inputs if each.datatype in FLOATS)
+
+    @property
+    def smallest(self) -> dict[str, int]:
+        """The smallest size that each varying dimension takes in a trial run."""
+        return {self.padded: self.buckets[0]} if self.padded and self.buckets else {}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something in the repository that the operator must correct."""
+
+    path: str
+    what: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.what}; {self.fix}"

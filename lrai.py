@@ -1,0 +1,358 @@
+"""LRAI scores events that arrive on Kafka with ONNX models: batched, exactly once, audited in Postgres."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from enum import StrEnum
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import psycopg
+import typer
+from confluent_kafka import KafkaException
+from rich.console import Console
+
+from infra.commands import deadletters, reading, request_files, sending, shown
+from infra.commands import status as states
+from kernels import repository
+from kernels.spec import ModelSpec
+from schemas.errors import BadSetting, LraiError
+from streams import topics
+from streams.log import set_level
+from streams.settings import Settings, load
+from workers.supervisor import ChildSpec
+from workers.template import BAD_SETTING
+
+KEYBOARD = 130
+FILE_ROWS_MAX = 10_000  # dead letters looked at in one command
+
+
+def _app(about: str) -> typer.Typer:
+    return typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=about)
+
+
+app = _app(__doc__ or "")
+run_app = _app("One role alone, for Kubernetes or systemd to own.")
+models_app = _app("The model repository.")
+deadletter_app = _app("Records that are no request: look at them, send them again.")
+audit_app = _app("The audit store.")
+for name, each in (("run", run_app), ("models", models_app), ("deadletter", deadletter_app), ("audit", audit_app)):
+    app.add_typer(each, name=name)
+errors = Console(stderr=True)
+out = Console(width=None if sys.stdout.isatty() else 240)  # a pipe has no edge to wrap at
+
+
+class Priority(StrEnum):
+    """Who may write to which topic decides the priority of a request."""
+
+    interactive = "interactive"
+    standard = "standard"
+    bulk = "bulk"
+
+
+Models = Annotated[Path | None, typer.Option("--models", help="The model repository.")]
+Kafka = Annotated[str | None, typer.Option("--kafka", help="HOST:PORT of the cluster.")]
+Store = Annotated[str | None, typer.Option("--store", help="postgresql://... of the audit store.")]
+Slot = Annotated[int | None, typer.Option("--slot", help="Which instance of its role on this node this is.")]
+Prefix = Annotated[str | None, typer.Option("--prefix", help="Begins every topic and group.")]
+Leave = Annotated[bool, typer.Option("--leave", help="Leave the groups on stop: for scale-down, not for a restart.")]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
+ForPriority = Annotated[Priority, typer.Option("--priority", help="Whose topics.")]
+Model = Annotated[str, typer.Option("--model", help="Name of the model.")]
+Version = Annotated[str | None, typer.Option("--version", help="Version of the model; the newest without.")]
+Reason = Annotated[str | None, typer.Option("--reason", help="Only those with this error code.")]
+
+
+@app.command()
+def up(
+    models: Models = None, kafka: Kafka = None, store: Store = None, slot: Slot = None, prefix: Prefix = None,
+    leave: Leave = False,
+) -> None:  # fmt: skip
+    """The whole pipeline on this machine, supervised. Prints `lrai ready` when every part is."""
+    settings, specs = _checked(models=models, kafka=kafka, store=store, slot=slot, prefix=prefix, leave=leave or None)
+
+    def children(key: bytes) -> list[ChildSpec]:
+        from workers import pipeline
+
+        return pipeline.everything(settings, key, specs)
+
+    _start(settings, specs, frozenset({"coalesce", "work", "audit"}), children)
+
+
+@run_app.command("coalesce")
+def run_coalesce(
+    priority: Annotated[Priority | None, typer.Option("--priority", help="One of them; all without.")] = None,
+    models: Models = None, kafka: Kafka = None, slot: Slot = None, prefix: Prefix = None, leave: Leave = False,
+) -> None:  # fmt: skip
+    """Reads requests, rejects what is wrong, makes batches."""
+    settings, specs = _checked(models=models, kafka=kafka, slot=slot, prefix=prefix, leave=leave or None)
+    chosen = [priority.value] if priority else list(topics.PRIORITIES)
+
+    def children(key: bytes) -> list[ChildSpec]:
+        from workers import pipeline
+
+        found = pipeline.Children(settings, key, specs)
+        for each in chosen:
+            found.coalesce(each, settings.slot)
+        return found.made
+
+    _start(settings, specs, frozenset({"coalesce"}), children)
+
+
+@run_app.command("work")
+def run_work(
+    model: Model, version: Version = None,
+    models: Models = None, kafka: Kafka = None, slot: Slot = None, prefix: Prefix = None, leave: Leave = False,
+) -> None:  # fmt: skip
+    """The actor of one model: runs its batches, answers."""
+    settings, specs = _checked(models=models, kafka=kafka, slot=slot, prefix=prefix, leave=leave or None)
+    spec = _chosen(specs, model, version)
+
+    def children(key: bytes) -> list[ChildSpec]:
+        from workers import pipeline
+
+        found = pipeline.Children(settings, key, [spec])
+        found.work(spec, settings.slot)
+        return found.made
+
+    _start(settings, [spec], frozenset({"work"}), children)
+
+
+@run_app.command("audit")
+def run_audit(
+    kafka: Kafka = None, store: Store = None, slot: Slot = None, prefix: Prefix = None, leave: Leave = False
+) -> None:
+    """The audit writer: decisions and dead letters into Postgres."""
+    settings = load(kafka=kafka, store=store, slot=slot, prefix=prefix, leave=leave or None)
+
+    def children(key: bytes) -> list[ChildSpec]:
+        from workers import pipeline
+
+        found = pipeline.Children(settings, key, [])
+        found.audit(settings.slot)
+        return found.made
+
+    _start(settings, [], frozenset({"audit"}), children)
+
+
+def _checked(**given: object) -> tuple[Settings, list[ModelSpec]]:
+    settings = load(**given)
+    return settings, list(repository.load_repository(settings.models).values())
+
+
+def _chosen(specs: Sequence[ModelSpec], model: str, version: str | None) -> ModelSpec:
+    named = {each.version: each for each in specs if each.model == model}
+    if not named:
+        raise BadSetting(f"--model {model!r}: no such model; there are {', '.join(sorted({s.model for s in specs}))}")
+    wanted = version or max(named, key=int)
+    if wanted not in named:
+        raise BadSetting(f"--version {wanted!r}: model {model!r} has the versions {', '.join(sorted(named, key=int))}")
+    return named[wanted]
+
+
+def _start(
+    settings: Settings, specs: Sequence[ModelSpec], roles: frozenset[str],
+    children: Callable[[bytes], list[ChildSpec]],
+) -> None:  # fmt: skip
+    """Checks, prepares, supervises; everything wrong with settings ends it before Kafka is touched."""
+    from workers import pipeline  # half a second, and no other command needs it
+
+    set_level(settings.log_level)
+    pipeline.check(settings)
+    found = children(pipeline.pseudonym_key(settings))
+    with errors.status("preparing") as shown_status:
+
+        def step(name: str) -> None:
+            if errors.is_terminal:
+                shown_status.update(f"preparing: {name}")
+            else:
+                errors.print(f"preparing: {name}")
+
+        pipeline.prepare(settings, specs, step, roles)
+    stop = threading.Event()
+    code = pipeline.supervise(settings, found, lambda: print("lrai ready", flush=True), stop)
+    raise SystemExit(code)
+
+
+@app.command()
+def send(
+    model: Annotated[str, typer.Argument(help="Name of the model.")],
+    file: Annotated[Path, typer.Argument(help="CSV with a header, JSONL, or NPZ.")],
+    priority: ForPriority = Priority.standard,
+    version: Version = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the answers and sum them up.")] = False,
+    wait_s: Annotated[float, typer.Option(min=0.1, help="--wait ends when no answer came for so long.")] = 30.0,
+    rows_per_request: Annotated[int, typer.Option(min=1, help="Rows of the file in one request.")] = 1,
+    subject_column: Annotated[str | None, typer.Option(help="CSV: the person concerned.")] = None,
+    attribute: Annotated[list[str] | None, typer.Option(help="CSV: a sensitive feature; repeat it.")] = None,
+    ignore: Annotated[list[str] | None, typer.Option(help="CSV: a column to leave out; repeat it.")] = None,
+    stated: Annotated[
+        list[str] | None, typer.Option("--input", help="NAME:DATATYPE:SIZES where there is no repository.")
+    ] = None,
+    deadline_ms: Annotated[int | None, typer.Option(min=1, help="Answers later than this are EXPIRED.")] = None,
+    models: Models = None, kafka: Kafka = None, prefix: Prefix = None,
+) -> None:  # fmt: skip
+    """Sends the rows of a file as requests. With --wait the exit code is 1 unless all were answered OK."""
+    settings = load(models=models, kafka=kafka, prefix=prefix)
+    inputs = sending.inputs_of(settings, model, version, stated or [])
+    columns = request_files.Columns(subject_column, tuple(attribute or ()), tuple(ignore or ()))
+    how = sending.Sending(model, version, priority.value, deadline_ms, wait_s if wait else None)
+
+    def requests() -> Iterable[request_files.FileRequest]:
+        return request_files.read(file, inputs, columns, rows_per_request)
+
+    with shown.SendProgress(errors) as progress:
+        count = progress.reading(requests())  # the whole file is read before anything is sent
+        sent = sending.Sender(settings, how).send(requests(), progress.sending(count, wait))
+    shown.sent(out, sent, wait)
+    raise SystemExit(int(wait and not sent.all_ok))
+
+
+@app.command()
+def results(
+    priority: Annotated[Priority | None, typer.Option("--priority", help="One of them; all without.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Only this model's.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for answers that come from now on.")] = False,
+    most: Annotated[int | None, typer.Option("-n", min=1, help="At most so many; 10 without --follow.")] = None,
+    kafka: Kafka = None, prefix: Prefix = None,
+) -> None:  # fmt: skip
+    """Prints the newest answers, one JSON object a line."""
+    settings = load(kafka=kafka, prefix=prefix)
+    chosen = [priority.value] if priority else topics.PRIORITIES
+    names = [topics.results(settings.prefix, each) for each in chosen]
+    for line in reading.answers(settings, names, model, most, follow):
+        print(line, flush=True)
+
+
+@app.command()
+def status(as_json: AsJson = False, kafka: Kafka = None, store: Store = None, prefix: Prefix = None) -> None:
+    """Topics and lag of each lane, processes of this node, last errors. Exit code 1 when something does not answer."""
+    found = states.status(load(kafka=kafka, store=store, prefix=prefix), time.monotonic())
+    if as_json:
+        print(json.dumps(found.as_dict()))
+    else:
+        shown.status(out, found)
+    raise SystemExit(int(bool(found.problems)))
+
+
+@models_app.command("check")
+def models_check(directory: Annotated[Path, typer.Argument(help="The model repository.")]) -> None:
+    """Every problem of a model repository at once, each with its fix."""
+    with errors.status("loading and running each model on zeros"):
+        problems = repository.check(directory)
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise LraiError(f"{len(problems)} problem(s) in {directory}")
+    specs = repository.load_repository(directory)
+    shown.models(out, list(specs.values()))
+
+
+@deadletter_app.command("list")
+def deadletter_list(
+    most: Annotated[int, typer.Option("-n", min=1, max=FILE_ROWS_MAX, help="At most so many.")] = 100,
+    reason: Reason = None, as_json: AsJson = False, kafka: Kafka = None, prefix: Prefix = None,
+) -> None:  # fmt: skip
+    """Dead letters, the oldest first."""
+    settings = load(kafka=kafka, prefix=prefix)
+    shown.letters(out, list(deadletters.letters(settings, reason, most)), as_json)
+
+
+@deadletter_app.command("show")
+def deadletter_show(partition: int, offset: int, kafka: Kafka = None, prefix: Prefix = None) -> None:
+    """Headers and bytes of the dead letter at PARTITION OFFSET. They may hold a subject in the clear."""
+    shown.letter(deadletters.letter_at(load(kafka=kafka, prefix=prefix), partition, offset))
+
+
+@deadletter_app.command("replay")
+def deadletter_replay(
+    partition: Annotated[int | None, typer.Argument()] = None,
+    offset: Annotated[int | None, typer.Argument()] = None,
+    reason: Reason = None,
+    every: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    most: Annotated[int, typer.Option("-n", min=1, max=FILE_ROWS_MAX, help="At most so many.")] = 100,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    kafka: Kafka = None, prefix: Prefix = None,
+) -> None:  # fmt: skip
+    """Sends dead letters again, to the topics they came from: PARTITION OFFSET, or --reason, or --all."""
+    settings = load(kafka=kafka, prefix=prefix)
+    if partition is not None and offset is not None:
+        chosen = [deadletters.letter_at(settings, partition, offset)]
+    elif reason or every:
+        chosen = list(deadletters.letters(settings, reason, most))
+    else:
+        raise BadSetting("name PARTITION OFFSET, or --reason CODE, or --all")
+    if not chosen:
+        raise LraiError("there is no such dead letter")
+    shown.letters(out, chosen, as_json=False)
+    if not yes and not (sys.stdin.isatty() and typer.confirm(f"Send {len(chosen)} record(s) again?")):
+        raise LraiError("nothing was sent; confirm, or say --yes")
+    out.print(f"{deadletters.replay(settings, chosen)} record(s) sent again")
+
+
+@audit_app.command("verify")
+def audit_verify(
+    grace_s: Annotated[float, typer.Option(min=0, help="What is younger may still be under way.")] = 5.0,
+    as_json: AsJson = False, store: Store = None,
+) -> None:  # fmt: skip
+    """Is every request there, and once? Exit code 1 with problems."""
+    from audit.verify import verify
+
+    with errors.status("verifying"):
+        report = verify(load(store=store).store, datetime.now(UTC), grace_s)
+    if as_json:
+        print(json.dumps({**asdict(report), "ok": report.ok}))
+    else:
+        shown.report(out, report)
+    raise SystemExit(int(not report.ok))
+
+
+@app.command()
+def demo(keep: Annotated[bool, typer.Option("--keep", help="Stay up until Ctrl-C.")] = False) -> None:
+    """A real Kafka, a real Postgres, four small models, ten seconds of events."""
+    from infra.demo import run  # training and servers: nothing that the service needs
+
+    run(out, keep)
+
+
+@app.command("version")
+def show_version() -> None:
+    """The version of LRAI."""
+    print(installed_version("lrai"))
+
+
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(KEYBOARD)
+
+
+def main() -> None:
+    """The console script; whatever goes wrong is a message, never a traceback."""
+    signal.signal(signal.SIGINT, _interrupted)
+    try:
+        app()
+    except LraiError as err:
+        _fail(str(err), getattr(err, "exit_code", BAD_SETTING if isinstance(err, BadSetting) else 1))
+    except KafkaException as err:
+        _fail(f"kafka: {err.args[0].str()}", 1)
+    except psycopg.Error as err:
+        _fail(f"the audit store: {str(err).strip()}", 1)
+    except OSError as err:
+        _fail(f"{err.filename or 'the system'}: {err.strerror or err}", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    errors.print(f"lrai: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    raise SystemExit(code) from None
+
+
+if __name__ == "__main__":
+    main()

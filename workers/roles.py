@@ -1,0 +1,269 @@
+"""What runs in a supervised process: lanes of one role, each on a thread, until told to stop."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from prometheus_client import start_http_server
+
+from audit.store import Store
+from audit.writing import StoreSink, nothing_more
+from kernels.session import Session
+from kernels.spec import ModelSpec
+from schemas.errors import LraiError
+from streams import clients, topics
+from streams.admission import Catalog
+from streams.coalesce import Bounds, Coalesce, pseudonyms
+from streams.ended import Answering
+from streams.headers import ReplyTopics
+from streams.log import log, set_level
+from streams.loop import Lane, LaneLimits
+from streams.meters import LaneMeters
+from streams.registry import Registry
+from streams.settings import Settings
+from streams.topics import PRIORITIES
+from streams.transaction import KafkaSink
+from workers.actor import Actor, Kernel, Unavailable
+from workers.answers import Home, Release
+from workers.isolate import RUN_S_MAX, IsolatedKernel
+from workers.journal import LaneJournal
+from workers.replies import ReplyWatch
+from workers.slot import Slot
+from workers.turns import Turns
+
+SWITCH_S = 0.0005  # Python's 5 ms between threads would add up along a window
+BULK_NICE = 10
+AUDIT_RECORDS_MAX = 500
+AUDIT_BYTES_MAX = 4 * 1024 * 1024
+AUDIT_WINDOW_S = 0.2
+WATCH_S = 0.2
+LINGER_S = 2.0
+STUCK_ROUNDS = 15
+
+
+def coalesce(
+    settings: Settings, key: bytes, specs: Sequence[ModelSpec], priority: str, instance: int, port: int,
+    *, slot: Slot, stop: threading.Event,
+) -> None:  # fmt: skip
+    """The process of one request topic."""
+    start(settings, port)
+    role = f"coalesce-{priority}"
+    ids = clients.LaneIds.of(settings, role, instance)
+
+    def beat() -> None:
+        slot.beat(0, time.monotonic())
+
+    replies = ReplyTopics(settings.prefix, settings.reply_topics)
+    registry = Registry(settings.registry, beat)
+    home = topics.results(settings.prefix, priority)
+    how = Answering(
+        prefix=settings.prefix,
+        priority=priority,
+        worker=ids.member,
+        result_header=registry.result_header(home),
+        pseudonym=pseudonyms(key),
+        request_id_bytes_max=settings.request_id_bytes_max,
+        text_bytes_max=settings.text_bytes_max,
+        dead_letter_bytes_max=settings.dead_letter_bytes_max,
+        releases=frozenset((spec.model, spec.version) for spec in specs),
+    )
+    bounds = Bounds(settings.request_bytes_max, settings.batch_bytes_max, settings.run_rows_max)
+    catalog = Catalog({(spec.model, spec.version): spec for spec in specs})
+    lane = Lane(
+        name=role,
+        config=clients.consumer(settings, ids),
+        topics=[topics.requests(settings.prefix, priority)],
+        function=Coalesce(catalog, registry, bounds, how, replies),
+        sink=KafkaSink(clients.producer(settings, ids), settings.transaction_timeout_ms / 1000),
+        limits=LaneLimits(settings.window_s(priority), settings.window_records_max, settings.window_bytes_max),
+        meters=LaneMeters(role),
+        beat=beat,
+        assigned=lambda: slot.ready(time.monotonic()),
+        leaves=settings.leave,
+    )
+    with ReplyWatch(settings, replies):
+        run_lanes([lane], stop, slot)
+
+
+def work(
+    settings: Settings, spec: ModelSpec, instance: int, port: int, *, slot: Slot, stop: threading.Event
+) -> None:
+    """The actor of one model: a lane a priority, one kernel."""
+    # the lanes end what a predecessor left open before the model takes its time to load
+    _actor(settings, spec, instance, port, slot, stop, lambda: _loaded(spec, settings))
+
+
+def stand_in(
+    settings: Settings, spec: ModelSpec, instance: int, port: int, *, slot: Slot, stop: threading.Event
+) -> None:
+    """Answers FAILED in the place of an actor that keeps crashing."""
+    why = "the model keeps crashing; send the request again later, or ask the operator to look at `lrai status`"
+    _actor(settings, spec, instance, port, slot, stop, lambda: (Unavailable(why), settings.run_rows_max))
+
+
+def _loaded(spec: ModelSpec, settings: Settings) -> tuple[Kernel, int]:
+    """A warm kernel and the rows of its best run. Raises KernelError."""
+    session = Session(spec, settings.threads)
+    session.warm()
+    rows = spec.batch_rows or session.profile().best_rows
+    session.warm(rows)
+    return session, min(rows, settings.run_rows_max)
+
+
+def _actor(
+    settings: Settings, spec: ModelSpec, instance: int, port: int, slot: Slot, stop: threading.Event,
+    load: Callable[[], tuple[Kernel, int]],
+) -> None:  # fmt: skip
+    start(settings, port)
+    roles = [f"work-{spec.model}-{spec.version}-{priority}" for priority in PRIORITIES]
+    ids = [clients.LaneIds.of(settings, role, instance) for role in roles]
+    sinks = [KafkaSink(clients.producer(settings, each), settings.transaction_timeout_ms / 1000) for each in ids]
+    with ThreadPoolExecutor(len(sinks)) as pool:  # all at once: until then what was left open holds up other models
+        list(pool.map(lambda number: sinks[number].open(_beating(slot, number)), range(len(sinks))))
+    kernel, rows_max = load()
+    beats = [_beating(slot, number) for number in range(len(PRIORITIES))]
+    run_s_max = min(RUN_S_MAX, settings.hang_s)
+    isolated = IsolatedKernel(spec, settings.threads, lambda: [beat() for beat in beats], run_s_max)
+    turns = Turns(len(PRIORITIES))
+    registry = Registry(settings.registry, _beating(slot, 0))
+    everyone = Assigned(len(PRIORITIES), slot)
+    lanes = []
+    for number, priority in enumerate(PRIORITIES):
+        results = topics.results(settings.prefix, priority)
+        actor = Actor(
+            spec=spec,
+            release=Release(spec.model, spec.version, "original"),
+            home=Home(
+                results, registry.result_header(results), topics.decisions(settings.prefix), ids[number].member,
+                settings.result_bytes_max,
+            ),
+            journal=LaneJournal(slot, number, kernel, lambda: isolated),
+            turns=turns,
+            lane=number,
+            rows_max=rows_max,
+            beat=_beating(slot, number),
+        )  # fmt: skip
+        lane = Lane(
+            name=roles[number],
+            config=clients.consumer(settings, ids[number]),
+            topics=[topics.batches(settings.prefix, spec.model, spec.version, priority)],
+            function=actor,
+            sink=sinks[number],
+            limits=LaneLimits(0.0, settings.actor_records_max, settings.window_bytes_max),
+            meters=LaneMeters(roles[number]),
+            beat=_beating(slot, number),
+            assigned=everyone.one,
+            leaves=settings.leave,
+        )
+        lanes.append(lane)
+    try:
+        run_lanes(lanes, stop, slot)
+    finally:
+        isolated.close()
+
+
+def audit(
+    settings: Settings, key: bytes, instance: int, port: int, *, slot: Slot, stop: threading.Event
+) -> None:
+    """The audit writer: decisions and dead letters into Postgres."""
+    start(settings, port)
+    ids = clients.LaneIds.of(settings, "audit", instance)
+    deadletter = topics.deadletter(settings.prefix)
+    beat = _beating(slot, 0)
+    lane = Lane(
+        name="audit",
+        config=clients.consumer(settings, ids),
+        topics=[topics.decisions(settings.prefix), deadletter],
+        function=nothing_more,
+        sink=StoreSink(Store(settings.store, key), deadletter, beat),
+        limits=LaneLimits(AUDIT_WINDOW_S, AUDIT_RECORDS_MAX, AUDIT_BYTES_MAX),
+        meters=LaneMeters("audit"),
+        beat=beat,
+        assigned=lambda: slot.ready(time.monotonic()),
+        leaves=settings.leave,
+    )
+    run_lanes([lane], stop, slot)
+
+
+class Stuck(LraiError):
+    """A call to Kafka does not return though Kafka answers; the process starts again."""
+
+
+class Assigned:
+    """Ready when every lane has been assigned its partitions."""
+
+    def __init__(self, lanes: int, slot: Slot) -> None:
+        self._missing = lanes
+        self._slot = slot
+        self._lock = threading.Lock()
+
+    def one(self) -> None:
+        """Called by a lane at each assignment; after the first few all are there."""
+        with self._lock:
+            self._missing -= 1
+            if self._missing == 0:
+                self._slot.ready(time.monotonic())
+
+
+def _beating(slot: Slot, lane: int) -> Callable[[], None]:
+    return lambda: slot.beat(lane, time.monotonic())
+
+
+def start(settings: Settings, port: int) -> None:
+    """What every process does first."""
+    sys.setswitchinterval(SWITCH_S)
+    set_level(settings.log_level)
+    serve_metrics(port)
+
+
+def serve_metrics(port: int) -> None:
+    """This process's metrics for Prometheus; port 0 is none."""
+    if port:
+        try:
+            start_http_server(port)
+        except OSError as err:
+            log("error", "no metrics: the port is taken; set metrics_port", port=port, error=str(err))
+
+
+def run_lanes(lanes: Sequence[Lane], stop: threading.Event, slot: Slot) -> None:
+    """Each lane on its own thread; the first error ends them all. Raises that error."""
+    errors: list[BaseException] = []
+
+    def run(lane: Lane) -> None:
+        try:
+            lane.run(stop)
+        except BaseException as err:
+            errors.append(err)
+            stop.set()
+
+    threads = [threading.Thread(target=run, args=(lane,), name=lane.name) for lane in lanes]
+    for thread in threads:
+        thread.start()
+    _join(threads, lanes, errors)
+    if errors:
+        slot.error(f"{type(errors[0]).__name__}: {errors[0]}")
+        log("error", "the process ends", error=str(errors[0]), kind=type(errors[0]).__name__)
+        if isinstance(errors[0], LraiError) and not any(thread.is_alive() for thread in threads):
+            raise errors[0]
+        os._exit(getattr(errors[0], "exit_code", 1))  # a client library in an unknown state is not closed, it is left
+
+
+def _join(threads: Sequence[threading.Thread], lanes: Sequence[Lane], errors: list[BaseException]) -> None:
+    """Waits for the end of all lanes; for LINGER_S only when one has failed, or when a call never returns."""
+    failed_at, rounds = 0.0, 0
+    while any(thread.is_alive() for thread in threads):
+        next(thread for thread in threads if thread.is_alive()).join(WATCH_S)
+        now = time.monotonic()
+        rounds = rounds + 1 if any(lane.stuck(now) for lane in lanes) else 0
+        if not errors and rounds > STUCK_ROUNDS:
+            errors.append(Stuck())
+        failed_at = failed_at or (now if errors else 0.0)
+        if errors and now - failed_at > LINGER_S:
+            return
+
+
