@@ -18,6 +18,7 @@ OPEN_S_MAX = 300.0
 COMMIT_S_MAX = 120.0
 SAY_S = 5.0
 STUCK_S = 6.0
+MARKERS_S = 0.003  # the broker writes a transaction's markers after the commit; who begins before waits 20 ms in librdkafka
 SLICE = 256  # records between two chances for other threads
 T = TypeVar("T")
 
@@ -41,7 +42,7 @@ class KafkaSink:
     def __init__(self, config: Mapping[str, Any], transaction_timeout_s: float) -> None:
         self.producer = Producer(dict(config))
         self.timeout_s = transaction_timeout_s
-        self.began = 0.0
+        self.began = self.ended = 0.0
         self.opened = False
         self.beat: Callable[[], None] = lambda: None
         self.calling = 0.0
@@ -73,6 +74,7 @@ class KafkaSink:
     def write(self, member: Any, window: Window, outcome: Outcome, beat: Callable[[], None]) -> None:
         """Raises Discarded when the transaction had to be aborted, Overdue, Fenced, KafkaException."""
         offsets = [TopicPartition(each.topic, each.partition, each.stop) for each in window.ranges]
+        time.sleep(max(0.0, self.ended + MARKERS_S - time.monotonic()))
         self.began = time.monotonic()
         try:
             self.producer.begin_transaction()
@@ -84,6 +86,7 @@ class KafkaSink:
             self._until(lambda: self.producer.commit_transaction(CALL_S), COMMIT_S_MAX, beat)
         except KafkaException as err:
             self._abort(err.args[0], beat, err)
+        self.ended = time.monotonic()
 
     def stuck(self, now: float) -> bool:
         """Whether a call, tried again and again, lasts far longer than any should."""
