@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import replace
 from pathlib import Path
 
 from kernels import graph, settings
 from kernels.graph import Graph
+from kernels.manifest import FOLDER, ORIGINAL, sha256
 from kernels.settings import ModelSettings
-from kernels.spec import ModelSpec, Problem, TensorSpec
+from kernels.spec import ModelSpec, Problem, TensorSpec, VariantSpec
 from schemas.errors import BadSetting
 from schemas.tensors import FLOATS
 
@@ -31,7 +31,8 @@ def load_repository(directory: Path) -> Specs:
 
 def check(directory: Path) -> list[Problem]:
     """Every problem of the repository; a model that reads well is loaded and run on zeros as well."""
-    from kernels.session import KernelError, Session  # only here: reading needs no runtime
+    from kernels.loading import load_variant  # only here: reading needs no runtime
+    from kernels.session import KernelError, Session
 
     specs, problems = _read(Path(directory))
     for spec in specs.values():
@@ -40,6 +41,13 @@ def check(directory: Path) -> list[Problem]:
         except KernelError as err:
             fix = "export it with operators of ONNX Runtime, for any number of rows"
             problems.append(Problem(spec.path, f"the runtime refuses it: {err}", fix))
+            continue
+        for variant in spec.variants:
+            try:
+                load_variant(spec, variant, 1)
+            except KernelError as err:
+                fix = "until then the original serves; or name it in variants.never"
+                problems.append(Problem(spec.of(variant).path, f"the variant is refused: {err}", fix))
     return problems
 
 
@@ -125,10 +133,49 @@ def _read_model(folder: Path) -> tuple[ModelSpec | None, list[Problem]]:
     if stated.score:
         score = (stated.score.output, stated.score.index)
     spec = replace(spec, score=score, decision=stated.decision or decision)
-    problems += [Problem(str(folder / "model.toml"), what, fix) for what, fix in _contradictions(spec, stated)]
+    names = [each.name for each in _folders(folder / FOLDER)] if (folder / FOLDER).is_dir() else []
+    contradictions = _contradictions(spec, stated) + _unknown_variants(stated, names)
+    problems += [Problem(str(folder / "model.toml"), what, fix) for what, fix in contradictions]
     if problems:
         return None, problems
-    return replace(spec, sha256=_sha256(folder, ("model.onnx", *facts.external))), []
+    chosen = stated.variants
+    return replace(
+        spec,
+        sha256=sha256(folder, ("model.onnx", *facts.external)),
+        variants=tuple(_variant(spec, folder / FOLDER / name) for name in names if name not in chosen.never),
+        prefer=tuple(chosen.prefer),
+        under_load=tuple(chosen.under_load),
+    ), []
+
+
+def _variant(spec: ModelSpec, folder: Path) -> VariantSpec:
+    """What the actor has to know of a variant before it loads it."""
+    facts = graph.read(folder / "model.onnx")
+    problem = str(facts.problems[0]) if facts.problems else ""
+    for own, original in ((facts.inputs, spec.inputs), (facts.outputs, spec.outputs)):
+        names, wanted = [[(each.name, each.datatype) for each in tensors] for tensors in (own, original)]
+        if names != wanted and not problem:
+            problem = f"it has {names} where the original has {wanted}; run `lrai compile` again"
+    return VariantSpec(folder.name, facts.zipmap, facts.external, facts.rows_fixed, problem)
+
+
+def _unknown_variants(stated: ModelSettings, names: list[str]) -> list[tuple[str, str]]:
+    """Variants that model.toml names and that cannot be meant: (what, fix)."""
+    there = ", ".join([*names, ORIGINAL])
+    found = [
+        (f"variants.{key} names {name!r}, which does not exist", f"name one of {there}, or run `lrai compile`")
+        for key in ("prefer", "under_load", "never")
+        for name in getattr(stated.variants, key)
+        if name not in (*names, ORIGINAL)
+    ]
+    if ORIGINAL in stated.variants.never:
+        found.append((f"variants.never names {ORIGINAL!r}, which answers where no variant can", "remove it there"))
+    found += [
+        (f"variants.never names {name!r}, variants.prefer or under_load too", "remove it from one of them")
+        for name in stated.variants.never
+        if name in (*stated.variants.prefer, *stated.variants.under_load)
+    ]
+    return found
 
 
 def _padded(facts: Graph, stated: ModelSettings) -> str | None:
@@ -212,12 +259,3 @@ def _scales(spec: ModelSpec, stated: ModelSettings) -> list[tuple[str, str]]:
     if stated.batch_rows and spec.rows_fixed and stated.batch_rows != spec.rows_fixed:
         found.append((f"batch_rows is {stated.batch_rows}, the graph fixes {spec.rows_fixed}", "remove batch_rows"))
     return found
-
-
-def _sha256(folder: Path, names: tuple[str, ...]) -> str:
-    digest = hashlib.sha256()
-    for name in names:
-        with (folder / name).open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()

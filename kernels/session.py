@@ -13,13 +13,17 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from kernels.manifest import RunOptions
 from kernels.spec import ModelSpec, TensorSpec
 from schemas.errors import LraiError
 from schemas.tensors import DTYPES, FLOATS
 
 Tensors = dict[str, npt.NDArray[Any]]
 
-_PROVIDER = "CPUExecutionProvider"
+DEFAULT = RunOptions()
+CPU = "CPUExecutionProvider"
+_LEVELS = {"disabled": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "extended": "ORT_ENABLE_EXTENDED",
+           "all": "ORT_ENABLE_ALL"}  # fmt: skip
 _SEVERITY_FATAL = 4  # errors are raised, and reported by who catches them
 _MESSAGE_LENGTH_MAX = 300
 _PROFILE_ROWS_MAX = 1024
@@ -45,18 +49,24 @@ class Profile:
 class Session:
     """A loaded model. `run` may be called from several threads."""
 
-    def __init__(self, spec: ModelSpec, threads: int = 1) -> None:
-        """Loads the model with `threads` threads a run. Raises KernelError."""
+    def __init__(
+        self, spec: ModelSpec, threads: int = 1, options: RunOptions = DEFAULT, provider: str = CPU,
+        provider_options: dict[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        """Loads the model with `threads` threads a run. Raises KernelError, also when the provider is not there."""
         self.spec = spec
+        if provider not in (there := onnxruntime.get_available_providers()):
+            raise KernelError(f"the runtime has no {provider}, only {', '.join(there)}; install the one that has")
         try:
             self._session = onnxruntime.InferenceSession(
-                _model(spec), sess_options=_options(spec, threads), providers=[_PROVIDER]
-            )
+                _model(spec), _options(spec, threads, options), [provider], [provider_options or {}],
+                disabled_optimizers=set(options.disabled_optimizers),
+            )  # fmt: skip
         except Exception as err:  # the runtime's own errors share no base class
             raise KernelError(_short(err)) from None
         gc.collect()  # the bytes of a graph whose ZipMap was taken out
-        if (providers := self._session.get_providers()) != [_PROVIDER]:
-            raise KernelError(f"the runtime fell back to {', '.join(providers)} from {_PROVIDER}")
+        if (providers := self._session.get_providers())[0] != provider:
+            raise KernelError(f"the runtime fell back to {', '.join(providers)} from {provider}")
         self._outputs = [each.name for each in spec.outputs]
         self._strings = frozenset(each.name for each in spec.inputs if each.datatype == "BYTES")
 
@@ -84,7 +94,8 @@ class Session:
 
     def profile(self, budget_s: float = 0.3) -> Profile:
         """Measures runs of 1, 2, 4, ... rows for about `budget_s` in all. Raises KernelError."""
-        sizes = [self.spec.rows_fixed] if self.spec.rows_fixed else _sizes(self.spec)
+        stated = self.spec.rows_fixed or self.spec.batch_rows
+        sizes = [stated] if stated else _sizes(self.spec)
         rng = np.random.default_rng(0)
         pool = {each.name: _trial(each, sizes[-1], self.spec.smallest, rng) for each in self.spec.inputs}
         began = time.perf_counter()
@@ -159,9 +170,10 @@ def _model(spec: ModelSpec) -> str | bytes:
     return without_zipmap(spec.path)
 
 
-def _options(spec: ModelSpec, threads: int) -> onnxruntime.SessionOptions:
+def _options(spec: ModelSpec, threads: int, run: RunOptions) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    level = _LEVELS[run.graph_optimization_level]
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -169,7 +181,8 @@ def _options(spec: ModelSpec, threads: int) -> onnxruntime.SessionOptions:
     # the runtime keeps a memory pattern for each shape that it ever saw
     varies = spec.rows_fixed is None or any(each.varying for each in spec.inputs)
     options.enable_mem_pattern = not varies
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    for key, value in {"session.intra_op.allow_spinning": "0", **run.config}.items():
+        options.add_session_config_entry(key, value)
     return options
 
 

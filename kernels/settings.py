@@ -27,6 +27,16 @@ class Score(BaseModel):
     index: Annotated[int, Field(ge=0)] | None = None
 
 
+class Variants(BaseModel):
+    """Which compiled variants may answer, and when."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    prefer: list[Word] = Field(default_factory=list, max_length=64)
+    under_load: list[Word] = Field(default_factory=list, max_length=64)
+    never: list[Word] = Field(default_factory=list, max_length=64)
+
+
 class ModelSettings(BaseModel):
     """The keys of model.toml."""
 
@@ -45,6 +55,7 @@ class ModelSettings(BaseModel):
     favourable: Word | None = None
     sensitive_features: list[Word] = Field(default_factory=list, max_length=64)
     slo_p95_ms: Annotated[float, Field(gt=0)] | None = None
+    variants: Variants = Variants()
 
     @field_validator("buckets")
     @classmethod
@@ -76,7 +87,8 @@ def read(path: Path) -> tuple[ModelSettings, list[Problem]]:
 def _problem(path: Path, detail: ErrorDetails) -> Problem:
     key = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        known = list((Score if len(detail["loc"]) > 1 else ModelSettings).model_fields)
+        tables: dict[object, type[BaseModel]] = {"score": Score, "variants": Variants}
+        known = list((tables[detail["loc"][0]] if len(detail["loc"]) > 1 else ModelSettings).model_fields)
         near = difflib.get_close_matches(str(detail["loc"][-1]), known, 1, 0.5)
         fix = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(known)}"
         return Problem(str(path), f"unknown key {key!r}", fix)

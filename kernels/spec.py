@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import PurePath
 
 from schemas.tensors import FLOATS
 
@@ -36,6 +37,17 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class VariantSpec:
+    """A compiled variant, from its graph; `problem`: why it cannot be served."""
+
+    name: str
+    zipmap: bool = False
+    external: tuple[str, ...] = ()
+    rows_fixed: int | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """A model of the repository, from its graph and its model.toml."""
 
@@ -62,6 +74,17 @@ class ModelSpec:
     slo_p95_ms: float | None = None
     zipmap: bool = False  # the graph has ZipMap nodes, which the session takes out
     external: tuple[str, ...] = ()  # files with weights, beside model.onnx
+    variants: tuple[VariantSpec, ...] = ()  # those that may be served
+    prefer: tuple[str, ...] = ()  # names of variants, the first that loads answers
+    under_load: tuple[str, ...] = ()  # ever cheaper ones
+
+    def of(self, variant: VariantSpec) -> ModelSpec:
+        """The same model, answered by this variant."""
+        path = PurePath(self.path).parent / "variants" / variant.name / "model.onnx"
+        return replace(
+            self, path=str(path), sha256="", zipmap=variant.zipmap, external=variant.external,
+            rows_fixed=variant.rows_fixed, variants=(),
+        )  # fmt: skip
 
     def input(self, name: str) -> TensorSpec | None:
         """The input of that name."""

@@ -18,7 +18,7 @@ import fastavro
 
 from schemas.errors import BadRecord
 
-NAMES = ("inference_request", "inference_result", "inference_batch", "decision_batch", "source_ranges")
+NAMES = ("inference_request", "inference_result", "inference_batch", "decision_batch", "source_ranges", "control")
 SINGLE_OBJECT = b"\xc3\x01"
 CONFLUENT = 0
 SINGLE_OBJECT_BYTES = 10

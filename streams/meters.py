@@ -22,6 +22,9 @@ LAG = Gauge("lrai_lag_records", "records between the committed offset and the en
 ROWS = Counter("lrai_rows_total", "rows run", ["model", "version", "variant"])
 EXECUTIONS = Counter("lrai_executions_total", "kernel runs", ["model", "version", "variant"])
 EXECUTION_S = Histogram("lrai_execution_seconds", "time of a kernel run", ["model", "version"], buckets=SECONDS)
+SWITCHES = Counter("lrai_variant_switches_total", "windows answered by another variant than the one before",
+                   ["model", "version", "variant"])  # fmt: skip
+REFUSED = Counter("lrai_variants_refused_total", "variants that were not loaded", ["model", "version", "variant"])
 LATENCY_S = Histogram("lrai_latency_seconds", "from append to answer", ["lane", "model"], buckets=SECONDS)
 RESTARTS = Counter("lrai_restarts_total", "processes restarted", ["child"])
 AUDIT_DELAY = Gauge("lrai_audit_delay_seconds", "age of the newest decision when its row was committed")

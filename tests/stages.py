@@ -17,11 +17,13 @@ from streams.admission import Catalog
 from streams.coalesce import Bounds, Coalesce, pseudonyms
 from streams.ended import Answering
 from streams.headers import ReplyTopics
+from streams.loop import LaneLimits
 from streams.window import Block, Headers, Outcome, Window
 from tests.samples import NOW_MS, TOPIC, NoSchemas, Record, window
-from workers.actor import Actor, Kernel
+from workers.actor import Actor
 from workers.answers import Home, Release
 from workers.turns import Turns
+from workers.variants import Choice, Kernel, Loaded
 
 PREFIX = "t"
 RESULTS = "t.results.standard"
@@ -47,11 +49,8 @@ class Identity:
 class Plain:
     """A journal that writes nothing down."""
 
-    def __init__(self, kernel: Kernel) -> None:
-        self.kernel = kernel
-
-    def begins(self, window: Window) -> Kernel:
-        return self.kernel
+    def begins(self, window: Window) -> bool:
+        return False
 
     def ended(self) -> None:
         pass
@@ -88,8 +87,9 @@ def coalesce(
 def actor(spec: ModelSpec, kernel: Kernel, rows_max: int = 64, result_bytes_max: int = 100_000) -> Actor:
     """A lane of the model's actor."""
     home = Home(RESULTS, framing.header("inference_result"), DECISIONS, f"work-{spec.model}-0", result_bytes_max)
-    release = Release(spec.model, spec.version, "original")
-    return Actor(spec, release, home, Plain(kernel), Turns(3), 1, rows_max, lambda: None)
+    loaded = Loaded(Release(spec.model, spec.version, "original"), kernel, kernel, rows_max)
+    choice = Choice({"original": loaded})
+    return Actor(spec, choice, lambda: None, home, Plain(), Turns(3), 1, LaneLimits(0.0, 16, 1 << 24), lambda: None)
 
 
 @dataclass

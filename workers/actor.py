@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,28 +19,23 @@ from schemas.errors import IntegrityError
 from schemas.results import EXPIRED, FAILED, OK
 from streams import meters
 from streams.batching import cuts
+from streams.log import log
+from streams.loop import LaneLimits
 from streams.window import Outcome, Window
 from workers.answers import Answered, Home, Outputs, Release, blocks
 from workers.merge import Merged, merge
 from workers.turns import Turns
+from workers.variants import Choice, Load, Loaded
 
 LATENCIES_MAX = 64
 DECISIONS_BYTES_MAX = 2 * 1024 * 1024  # of batches, without tensors, whose decisions lie in one record
 
 
-class Kernel(Protocol):
-    """Runs a model."""
-
-    def run(self, inputs: dict[str, Any]) -> Outputs:
-        """Outputs, rows first. Raises KernelError."""
-        ...
-
-
 class Journal(Protocol):
     """What a lane is about to run, written down so that a successor knows what killed it."""
 
-    def begins(self, window: Window) -> Kernel:
-        """The kernel for this window: the loaded one, or one that may die alone."""
+    def begins(self, window: Window) -> bool:
+        """Whether this window is to run apart, in a process that may die alone."""
         ...
 
     def ended(self) -> None: ...
@@ -47,28 +43,35 @@ class Journal(Protocol):
 
 @dataclass
 class Actor:
-    """One lane of an actor. `lane` orders the lanes by priority, 0 is the highest; `rows_max`: of a run."""
+    """One lane of an actor. `lane` orders the lanes by priority, 0 is the highest; `forced`: the variant that an
+    operator asks for."""
 
     spec: ModelSpec
-    release: Release
+    choice: Choice
+    forced: Callable[[], str | None]
     home: Home
     journal: Journal
     turns: Turns
     lane: int
-    rows_max: int
+    limits: LaneLimits
     beat: Callable[[], None]
+    serving: Release | None = None
 
     def __call__(self, window: Window, now_ms: int) -> Outcome:
-        """Answers for every request of the window. Raises IntegrityError."""
+        """Answers for every request of the window, all with one variant. Raises IntegrityError."""
         records = [_record(value) for value in window.values]
-        kernel = self.journal.begins(window)
+        count = sum(record["count"] for record in records)
+        loaded = self.choice.choose(self._load(window, now_ms, records), self.forced())
+        if loaded.release != self.serving:
+            self._switched(loaded.release)
+        if self.journal.begins(window):
+            loaded = replace(loaded, kernel=loaded.apart)
         parts: list[list[Answered]] = []
         for part in cuts(_beside_tensors(window.values, records), DECISIONS_BYTES_MAX):
             merged = merge(records[part])
-            parts.append([each for requests in merged for each in self._answer(requests, kernel, now_ms)])
+            parts.append([each for requests in merged for each in self._answer(requests, loaded, now_ms)])
         self.journal.ended()
         answered = [each for part in parts for each in part]
-        count = sum(record["count"] for record in records)
         if sum(len(each.requests) for each in answered) != count:
             raise IntegrityError(f"{count} requests came in, {sum(len(each.requests) for each in answered)} went out")
         now_us = time.time_ns() // 1000
@@ -76,22 +79,35 @@ class Actor:
         counts: Counter[str] = Counter()
         for each in answered:
             counts["ok" if each.error is None else each.error[0]] += len(each.requests)
-        found = [block for part in parts for block in blocks(self.spec, self.release, part, self.home, now_us)]
+        found = [block for part in parts for block in blocks(self.spec, loaded.release, part, self.home, now_us)]
         return Outcome(found, dict(counts))
 
-    def _answer(self, requests: Merged, kernel: Kernel, now_ms: int) -> list[Answered]:
+    def _switched(self, release: Release) -> None:
+        """Said once a switch, not once a window."""
+        if self.serving:
+            log("info", "variant", model=release.model, lane=self.lane, now=release.variant, was=self.serving.variant)
+            meters.SWITCHES.labels(release.model, release.version, release.variant or "").inc()
+        self.serving = release
+
+    def _load(self, window: Window, now_ms: int, records: Sequence[dict[str, Any]]) -> Load:
+        size = sum(len(value or b"") for value in window.values)
+        full = len(records) >= self.limits.records_max or size >= self.limits.bytes_max
+        rows = int(sum(np.frombuffer(record["rows"], "<i4").sum() for record in records))
+        return Load(now_ms / 1e3, (now_ms - int(window.timestamp.min())) / 1e3, rows, full)
+
+    def _answer(self, requests: Merged, loaded: Loaded, now_ms: int) -> list[Answered]:
         late = requests.deadline < now_ms
         if not late.any():
-            return self._run(requests, kernel)
+            return self._run(requests, loaded)
         expired = requests.take(late)
         message = f"the deadline was over before the run, at {now_ms} ms; ask earlier or with more time"
         found = [Answered.failed(expired, EXPIRED, "deadline_expired", message)]
-        return found if late.all() else found + self._run(requests.take(~late), kernel)
+        return found if late.all() else found + self._run(requests.take(~late), loaded)
 
-    def _run(self, requests: Merged, kernel: Kernel) -> list[Answered]:
+    def _run(self, requests: Merged, loaded: Loaded) -> list[Answered]:
         """Runs, and finds by halving the requests that make a run fail."""
         try:
-            outputs, execution_s, batch_rows = self._runs(requests, kernel)
+            outputs, execution_s, batch_rows = self._runs(requests, loaded)
         except ModelUnavailable as err:
             return [Answered.failed(requests, FAILED, "model_unavailable", str(err))]
         except KernelError as err:
@@ -100,28 +116,29 @@ class Actor:
                 return [Answered.failed(requests, FAILED, "kernel_failed", message)]
             half = len(requests) // 2
             order = np.arange(len(requests))
-            return self._run(requests.take(order[:half]), kernel) + self._run(requests.take(order[half:]), kernel)
+            return self._run(requests.take(order[:half]), loaded) + self._run(requests.take(order[half:]), loaded)
         first = requests.starts
         return [Answered(requests, OK, outputs, None, execution_s[first], batch_rows[first])]
 
-    def _runs(self, requests: Merged, kernel: Kernel) -> tuple[Outputs, Any, Ints]:
+    def _runs(self, requests: Merged, loaded: Loaded) -> tuple[Outputs, Any, Ints]:
         """The outputs of all rows; and by row the seconds and the rows of its run."""
         total = int(requests.rows.sum())
+        release = loaded.release
         parts: list[Outputs] = []
         seconds, sizes = np.empty(total), np.empty(total, np.int64)
-        for start in range(0, total, self.rows_max):
-            stop = min(total, start + self.rows_max)
+        starts = requests.starts.tolist() if loaded.alone else range(0, total, loaded.rows_max)
+        for start, stop in pairwise([*starts, total]):
             inputs = {each.name: each.values[start:stop] for each in requests.tensors}
             with self.turns.turn(self.lane, self.beat):
                 self.beat()
                 began = time.perf_counter()
-                parts.append(kernel.run(inputs))
+                parts.append(loaded.kernel.run(inputs))
                 seconds[start:stop] = time.perf_counter() - began
             sizes[start:stop] = stop - start
-            meters.EXECUTION_S.labels(self.release.model, self.release.version).observe(seconds[start])
-        variant = self.release.variant or ""
-        meters.ROWS.labels(self.release.model, self.release.version, variant).inc(total)
-        meters.EXECUTIONS.labels(self.release.model, self.release.version, variant).inc(len(parts))
+            meters.EXECUTION_S.labels(release.model, release.version).observe(seconds[start])
+        variant = release.variant or ""
+        meters.ROWS.labels(release.model, release.version, variant).inc(total)
+        meters.EXECUTIONS.labels(release.model, release.version, variant).inc(len(parts))
         if len(parts) == 1:
             return parts[0], seconds, sizes
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, seconds, sizes
@@ -131,7 +148,7 @@ class Actor:
         for each in answered:
             received = each.requests.received_at
             sample = received[:: max(1, len(received) // LATENCIES_MAX)]
-            meters.observe_latency(str(self.lane), self.release.model, (now_us / 1e6 - sample / 1e3).tolist())
+            meters.observe_latency(str(self.lane), self.spec.model, (now_us / 1e6 - sample / 1e3).tolist())
 
 
 def _record(value: bytes | None) -> dict[str, Any]:

@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable
 from typing import IO, Any
 
-from kernels.spec import ModelSpec
 from schemas.errors import LraiError
 
 RUN_S_MAX = 5.0
@@ -27,16 +26,17 @@ _SIZE = struct.Struct("<Q")
 class IsolatedKernel:
     """Runs a model in throwaway processes. `run` raises KernelError also when the model kills its process or hangs.
 
-    `beat` is called while a run takes its time.
+    `how`: the arguments of its Session; `beat` is called while a run takes its time. The
+    process ends with this one, at the end of its input.
     """
 
     def __init__(
-        self, spec: ModelSpec, threads: int, beat: Callable[[], object] = lambda: None, run_s_max: float = RUN_S_MAX
+        self, how: tuple[Any, ...], beat: Callable[[], object] = lambda: None, run_s_max: float = RUN_S_MAX
     ) -> None:
         self._run_s_max = run_s_max
         self._beat = beat
         self._process: subprocess.Popen[bytes] | None = None
-        self._spec, self._threads = spec, threads
+        self._how = how
 
     def run(self, inputs: dict[str, Any]) -> dict[str, Any]:
         from kernels.session import KernelError
@@ -61,15 +61,8 @@ class IsolatedKernel:
                 env={**os.environ, "ORT_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"},
             )
             assert self._process.stdin
-            _send(self._process.stdin, (self._spec, self._threads, self._run_s_max))
+            _send(self._process.stdin, (self._how, self._run_s_max))
         return self._process
-
-    def close(self) -> None:
-        """Ends the process; it also ends when this one does, at the end of its input."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-            self._process = None
 
 
 def _send(pipe: IO[bytes], value: object) -> None:
@@ -91,22 +84,22 @@ def serve() -> None:
     import kernels.session  # noqa: F401  once, before the forks
 
     stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
-    spec, threads, run_s_max = _receive(stdin)
+    how, run_s_max = _receive(stdin)
     while True:
         try:
             inputs = _receive(stdin)
         except EOFError:
             return
-        _send(stdout, _trial(spec, threads, run_s_max, inputs))
+        _send(stdout, _trial(how, run_s_max, inputs))
 
 
-def _trial(spec: ModelSpec, threads: int, run_s_max: float, inputs: dict[str, Any]) -> tuple[bool, Any]:
+def _trial(how: tuple[Any, ...], run_s_max: float, inputs: dict[str, Any]) -> tuple[bool, Any]:
     """One run in a fork: (True, outputs) or (False, why)."""
     read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(read_end)
-        _run_and_exit(spec, threads, inputs, write_end)
+        _run_and_exit(how, inputs, write_end)
     os.close(write_end)
     with os.fdopen(read_end, "rb", 0) as pipe:
         late = _late(pipe, child, START_S_MAX, "loading the model")
@@ -132,12 +125,12 @@ def _late(pipe: IO[bytes], child: int, limit_s: float, what: str) -> str:
     return f"{what} took more than {limit_s:.0f} s"
 
 
-def _run_and_exit(spec: ModelSpec, threads: int, inputs: dict[str, Any], write_end: int) -> None:
+def _run_and_exit(how: tuple[Any, ...], inputs: dict[str, Any], write_end: int) -> None:
     from kernels.session import Session
 
     answer: tuple[bool, Any]
     try:
-        session = Session(spec, threads)
+        session = Session(*how)
         os.write(write_end, b"L")
         answer = True, session.run(inputs)
     except LraiError as err:

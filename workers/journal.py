@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from streams.log import log
 from streams.window import Range, Window
-from workers.actor import Kernel
 from workers.slot import RUNNING_BYTES_MAX, Slot
 
 DEATHS_MAX = 2
@@ -18,24 +17,21 @@ class LaneJournal:
     """One lane's. A process that died in a run leaves its place in the slot; after the second death there, the window
     that covers it runs in a kernel that may die alone."""
 
-    def __init__(self, slot: Slot, lane: int, kernel: Kernel, isolated: Callable[[], Kernel]) -> None:
+    def __init__(self, slot: Slot, lane: int) -> None:
         self.slot = slot
         self.lane = lane
-        self.kernel = kernel
-        self.isolated = isolated
         self.ranges: Sequence[Range] = []
         self.deaths, self.places = _read(slot.read().lanes[lane].running)
 
-    def begins(self, window: Window) -> Kernel:
-        """Writes the place down, then names the kernel that runs there."""
+    def begins(self, window: Window) -> bool:
+        """Writes the place down; whether the window is to run in a kernel that may die alone."""
         self.ranges = window.ranges
         deaths = self.deaths if self._covers(window) else 0
         places = [(each.topic, each.partition, each.start, each.stop) for each in window.ranges]
         self.slot.running(self.lane, _text(deaths, places))
-        if deaths < DEATHS_MAX:
-            return self.kernel
-        log("warning", "this window killed the process before; running it apart", lane=self.lane, deaths=deaths)
-        return self.isolated()
+        if deaths >= DEATHS_MAX:
+            log("warning", "this window killed the process before; running it apart", lane=self.lane, deaths=deaths)
+        return deaths >= DEATHS_MAX
 
     def ended(self) -> None:
         """The run survived: what killed the process lies behind this window, if the window was a shorter one."""

@@ -13,12 +13,15 @@ from prometheus_client import start_http_server
 
 from audit.store import Store
 from audit.writing import StoreSink, nothing_more
-from kernels.session import Session
+from kernels.loading import load_original, load_variant
+from kernels.manifest import ORIGINAL
+from kernels.session import KernelError
 from kernels.spec import ModelSpec
 from schemas.errors import LraiError
-from streams import clients, topics
+from streams import clients, meters, topics
 from streams.admission import Catalog
 from streams.coalesce import Bounds, Coalesce, pseudonyms
+from streams.control import ControlState
 from streams.ended import Answering
 from streams.headers import ReplyTopics
 from streams.log import log, set_level
@@ -28,13 +31,14 @@ from streams.registry import Registry
 from streams.settings import Settings
 from streams.topics import PRIORITIES
 from streams.transaction import KafkaSink
-from workers.actor import Actor, Kernel, Unavailable
+from workers.actor import Actor, Unavailable
 from workers.answers import Home, Release
 from workers.isolate import RUN_S_MAX, IsolatedKernel
 from workers.journal import LaneJournal
 from workers.replies import ReplyWatch
 from workers.slot import Slot
 from workers.turns import Turns
+from workers.variants import Choice, Loaded
 
 SWITCH_S = 0.0005  # Python's 5 ms between threads would add up along a window
 BULK_NICE = 10
@@ -95,7 +99,7 @@ def work(
 ) -> None:
     """The actor of one model: a lane a priority, one kernel."""
     # the lanes end what a predecessor left open before the model takes its time to load
-    _actor(settings, spec, instance, port, slot, stop, lambda: _loaded(spec, settings))
+    _actor(settings, spec, instance, port, slot, stop, lambda beat: _loaded(settings, spec, beat))
 
 
 def stand_in(
@@ -103,60 +107,73 @@ def stand_in(
 ) -> None:
     """Answers FAILED in the place of an actor that keeps crashing."""
     why = "the model keeps crashing; send the request again later, or ask the operator to look at `lrai status`"
-    _actor(settings, spec, instance, port, slot, stop, lambda: (Unavailable(why), settings.run_rows_max))
+    away = Unavailable(why)
+    original = Loaded(Release(spec.model, spec.version, ORIGINAL), away, away, settings.run_rows_max)
+    _actor(settings, spec, instance, port, slot, stop, lambda beat: {ORIGINAL: original})
 
 
-def _loaded(spec: ModelSpec, settings: Settings) -> tuple[Kernel, int]:
-    """A warm kernel and the rows of its best run. Raises KernelError."""
-    session = Session(spec, settings.threads)
-    session.warm()
-    rows = spec.batch_rows or session.profile().best_rows
-    session.warm(rows)
-    return session, min(rows, settings.run_rows_max)
+def _loaded(settings: Settings, spec: ModelSpec, beat: Callable[[], object]) -> dict[str, Loaded]:
+    """The original and every variant that may answer and is not refused. Raises KernelError."""
+    found = [load_original(spec, settings.threads, settings.state / "profiles")]
+    for variant in spec.variants:
+        try:
+            found.append(load_variant(spec, variant, settings.threads))
+        except KernelError as err:
+            meters.REFUSED.labels(spec.model, spec.version, variant.name).inc()
+            log("error", "a variant is refused; the original serves", model=spec.path, variant=variant.name,
+                error=str(err))  # fmt: skip
+    return {
+        each.name: Loaded(
+            Release(spec.model, spec.version, each.name, each.certificate), each.session,
+            IsolatedKernel(each.how, beat, min(RUN_S_MAX, settings.hang_s)), min(each.rows, settings.run_rows_max),
+            each.row_s, each.alone,
+        )
+        for each in found
+    }  # fmt: skip
 
 
 def _actor(
     settings: Settings, spec: ModelSpec, instance: int, port: int, slot: Slot, stop: threading.Event,
-    load: Callable[[], tuple[Kernel, int]],
+    load: Callable[[Callable[[], object]], dict[str, Loaded]],
 ) -> None:  # fmt: skip
     start(settings, port)
     roles = [f"work-{spec.model}-{spec.version}-{priority}" for priority in PRIORITIES]
     ids = [clients.LaneIds.of(settings, role, instance) for role in roles]
     sinks = [KafkaSink(clients.producer(settings, each), settings.transaction_timeout_ms / 1000) for each in ids]
-    with ThreadPoolExecutor(len(sinks)) as pool:  # all at once: until then what was left open holds up other models
-        list(pool.map(lambda number: sinks[number].open(_beating(slot, number)), range(len(sinks))))
-    kernel, rows_max = load()
     beats = [_beating(slot, number) for number in range(len(PRIORITIES))]
-    run_s_max = min(RUN_S_MAX, settings.hang_s)
-    isolated = IsolatedKernel(spec, settings.threads, lambda: [beat() for beat in beats], run_s_max)
+    with ThreadPoolExecutor(len(sinks)) as pool:  # all at once: until then what was left open holds up other models
+        list(pool.map(lambda sink, beat: sink.open(beat), sinks, beats))
+    loaded = load(lambda: [beat() for beat in beats])
+    control = ControlState(settings, f"{ids[0].member}-control")
+    control.to_the_end(beats[0])
     turns = Turns(len(PRIORITIES))
-    registry = Registry(settings.registry, _beating(slot, 0))
+    registry = Registry(settings.registry, beats[0])
     everyone = Assigned(len(PRIORITIES), slot)
+    limits = LaneLimits(0.0, settings.actor_records_max, settings.window_bytes_max)
     lanes = []
     for number, priority in enumerate(PRIORITIES):
         results = topics.results(settings.prefix, priority)
+        header, decisions = registry.result_header(results), topics.decisions(settings.prefix)
         actor = Actor(
             spec=spec,
-            release=Release(spec.model, spec.version, "original"),
-            home=Home(
-                results, registry.result_header(results), topics.decisions(settings.prefix), ids[number].member,
-                settings.result_bytes_max,
-            ),
-            journal=LaneJournal(slot, number, kernel, lambda: isolated),
+            choice=Choice(loaded, spec.prefer, spec.under_load, spec.slo_p95_ms and spec.slo_p95_ms / 1000),
+            forced=lambda: control.variant(spec.model, spec.version, time.monotonic()),
+            home=Home(results, header, decisions, ids[number].member, settings.result_bytes_max),
+            journal=LaneJournal(slot, number),
             turns=turns,
             lane=number,
-            rows_max=rows_max,
-            beat=_beating(slot, number),
-        )  # fmt: skip
+            limits=limits,
+            beat=beats[number],
+        )
         lane = Lane(
             name=roles[number],
             config=clients.consumer(settings, ids[number]),
             topics=[topics.batches(settings.prefix, spec.model, spec.version, priority)],
             function=actor,
             sink=sinks[number],
-            limits=LaneLimits(0.0, settings.actor_records_max, settings.window_bytes_max),
+            limits=limits,
             meters=LaneMeters(roles[number]),
-            beat=_beating(slot, number),
+            beat=beats[number],
             assigned=everyone.one,
             leaves=settings.leave,
         )
@@ -164,7 +181,7 @@ def _actor(
     try:
         run_lanes(lanes, stop, slot)
     finally:
-        isolated.close()
+        control.close()
 
 
 def audit(

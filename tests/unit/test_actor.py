@@ -72,17 +72,18 @@ class Noted:
         self.kernel = kernel
         self.notes: list[str] = []
 
-    def begins(self, window: Window) -> Identity:
+    def begins(self, window: Window) -> bool:
         self.notes.append(f"begins {len(window.values)}")
-        return self.kernel
+        return False
 
     def ended(self) -> None:
         self.notes.append(f"ended {len(self.kernel.runs)}")
 
 
 def test_the_journal_frames_the_runs() -> None:
-    lane = actor(NET, Identity())
-    journal = Noted(Identity())
+    kernel = Identity()
+    lane = actor(NET, kernel)
+    journal = Noted(kernel)
     lane.journal = journal
     through([value(1.0)], coalesce([NET]), [lane])
     assert journal.notes == ["begins 1", "ended 1"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,44 +12,31 @@ from workers.journal import DEATHS_MAX, LaneJournal
 from workers.slot import RUNNING_BYTES_MAX, Slot
 
 
-class Named:
-    """A kernel that is told by its name."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def run(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        return inputs
-
-
-LOADED, APART = Named("loaded"), Named("apart")
-
-
 def window(*ranges: Range) -> Window:
     nothing = np.zeros(0, np.int64)
     return Window([], [], [], [], nothing, nothing, nothing, ranges)
 
 
 def journal(slot: Slot) -> LaneJournal:
-    return LaneJournal(slot, 0, LOADED, lambda: APART)
+    return LaneJournal(slot, 0)
 
 
 PLACE = Range("t", 0, 10, 20, 10)
 
 
 def test_after_two_deaths_at_a_place_it_runs_apart(tmp_path: Path) -> None:
-    kernels = []
+    apart = []
     for _ in range(DEATHS_MAX + 1):
         with Slot(tmp_path / "slot", 1) as slot:
-            kernels.append(journal(slot).begins(window(PLACE)))
-    assert kernels == [LOADED, LOADED, APART]
+            apart.append(journal(slot).begins(window(PLACE)))
+    assert apart == [False, False, True]
 
 
 def test_a_death_in_the_loaded_kernel_is_counted_by_the_successor_only(tmp_path: Path) -> None:
     with Slot(tmp_path / "slot", 1) as slot:
         first = journal(slot)
         for _ in range(5):
-            assert first.begins(window(PLACE)) is LOADED
+            assert first.begins(window(PLACE)) is False
             first.ended()
 
 
@@ -59,11 +45,11 @@ def test_what_was_survived_is_forgotten(tmp_path: Path) -> None:
         journal(slot).begins(window(PLACE))
         journal(slot).begins(window(PLACE))
         third = journal(slot)
-        assert third.begins(window(PLACE)) is APART
+        assert third.begins(window(PLACE)) is True
         third.ended()
-        assert third.begins(window(PLACE)) is LOADED
+        assert third.begins(window(PLACE)) is False
         third.ended()
-        assert journal(slot).begins(window(PLACE)) is LOADED
+        assert journal(slot).begins(window(PLACE)) is False
 
 
 @pytest.mark.parametrize(
@@ -81,7 +67,7 @@ def test_windows_that_reach_into_the_place(tmp_path: Path, later: Range, apart: 
     with Slot(tmp_path / "slot", 1) as slot:
         for _ in range(DEATHS_MAX):
             journal(slot).begins(window(PLACE))
-        assert journal(slot).begins(window(later)) is (APART if apart else LOADED)
+        assert journal(slot).begins(window(later)) is apart
 
 
 def test_many_places_fit_the_slot(tmp_path: Path) -> None:
@@ -90,11 +76,11 @@ def test_many_places_fit_the_slot(tmp_path: Path) -> None:
         for _ in range(DEATHS_MAX):
             journal(slot).begins(window(*ranges))
         assert 0 < len(slot.read().lanes[0].running) <= RUNNING_BYTES_MAX
-        assert journal(slot).begins(window(ranges[0])) is APART
+        assert journal(slot).begins(window(ranges[0])) is True
 
 
 @pytest.mark.parametrize("torn", [b"{", b"[]", b'{"deaths": 1}', b'{"deaths": 1, "places": [[1]]}', b"\xff"])
 def test_a_torn_note_is_no_note(tmp_path: Path, torn: bytes) -> None:
     with Slot(tmp_path / "slot", 1) as slot:
         slot.running(0, torn)
-        assert journal(slot).begins(window(PLACE)) is LOADED
+        assert journal(slot).begins(window(PLACE)) is False

@@ -1,0 +1,151 @@
+"""A model's original and variants, brought into memory; a variant that is not what was compiled is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from kernels import manifest as manifests
+from kernels.manifest import Manifest
+from kernels.session import KernelError, Profile, Session
+from kernels.spec import ModelSpec, VariantSpec
+
+
+@dataclass(frozen=True, slots=True)
+class InMemory:
+    """A loaded, warm variant. `how`: the arguments of its Session; `alone`: a run holds one request."""
+
+    name: str
+    session: Session
+    how: tuple[Any, ...]
+    rows: int  # of a run
+    row_s: float  # seconds a row in such runs
+    alone: bool = False
+    certificate: str | None = None
+
+
+def load_original(spec: ModelSpec, threads: int, cache: Path) -> InMemory:
+    """The model itself. Its profile comes from the compiler, else from `cache`, else it is measured and kept there.
+
+    Raises KernelError.
+    """
+    session = Session(spec, threads)
+    session.warm()
+    profile = _compiled(spec) or _cached(session, threads, cache)
+    return _warm(InMemory(manifests.ORIGINAL, session, (spec, threads), *_rows(spec, profile)))
+
+
+def load_variant(spec: ModelSpec, variant: VariantSpec, threads: int) -> InMemory:
+    """A variant that has shown that it is the one that was compiled, and answers here as it did there.
+
+    Raises KernelError that says why it is refused.
+    """
+    if variant.problem:
+        raise KernelError(variant.problem)
+    own = spec.of(variant)
+    folder = Path(own.path).parent
+    try:
+        found = manifests.read(folder / manifests.MANIFEST)
+        _same_files(found, spec, variant, folder)
+        alone = found.requests_per_run == 1
+        own = replace(own, batch_rows=1) if alone else own
+        options = found.session, found.provider, found.provider_options
+        session = Session(own, threads, *options)
+        _replay(session, found, folder)
+    except (OSError, ValueError, zipfile.BadZipFile, manifests.BadManifest) as err:
+        raise KernelError(str(err)) from err
+    rows, row_s = _rows(own, Profile(found.profile.best_rows, found.profile.seconds))
+    return _warm(InMemory(variant.name, session, (own, threads, *options), rows, row_s, alone, found.certificate))
+
+
+def _warm(loaded: InMemory) -> InMemory:
+    loaded.session.warm(loaded.rows)
+    return loaded
+
+
+def _rows(spec: ModelSpec, profile: Profile) -> tuple[int, float]:
+    """Rows of a run, as the operator states or as is fastest, and the seconds a row in runs of about that size."""
+    rows = spec.batch_rows or profile.best_rows
+    near = min(profile.seconds, key=lambda size: abs(size - rows), default=0)
+    return rows, profile.seconds[near] / near if near else 0.0
+
+
+def _compiled(spec: ModelSpec) -> Profile | None:
+    """The profile that the compiler measured of this original with this runtime."""
+    try:
+        found = manifests.read_original(Path(spec.path).parent)
+    except manifests.BadManifest:
+        return None
+    if found is None or (found.original_sha256, found.runtime) != (spec.sha256, onnxruntime.__version__):
+        return None
+    return Profile(found.profile.best_rows, found.profile.seconds)
+
+
+def _cached(session: Session, threads: int, cache: Path) -> Profile:
+    """Measured once a model, runtime and number of threads, so that a restart does not measure again."""
+    spec = session.spec
+    key = repr((spec.sha256, onnxruntime.__version__, threads, spec.batch_rows, spec.buckets))
+    path = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    try:
+        stated = json.loads(path.read_bytes())
+        return Profile(int(stated["best_rows"]), {int(rows): float(s) for rows, s in stated["seconds"].items()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or torn
+        profile = session.profile()
+    aside = path.with_suffix(f".{os.getpid()}")
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        aside.write_text(json.dumps(asdict(profile)))
+        aside.replace(path)
+    except OSError:  # it is measured again next time
+        aside.unlink(missing_ok=True)
+    return profile
+
+
+def _same_files(found: Manifest, spec: ModelSpec, variant: VariantSpec, folder: Path) -> None:
+    for what, stated, here in (
+        ("name", found.name, variant.name),
+        ("original_sha256", found.original_sha256, spec.sha256),
+        ("model_sha256", found.model_sha256, manifests.sha256(folder, ("model.onnx", *variant.external))),
+        ("runtime", found.runtime, onnxruntime.__version__),
+    ):
+        if stated != here:
+            raise KernelError(f"its manifest states {what} = {stated!r}, here it is {here!r}; run `lrai compile` again")
+
+
+def _replay(session: Session, found: Manifest, folder: Path) -> None:
+    """Golden inputs must give their golden answers, bit for bit: another processor or runtime may compute otherwise."""
+    if found.golden is None:
+        raise KernelError("its manifest names no golden inputs; run `lrai compile` again")
+    with np.load(folder / found.golden.file) as file:
+        arrays = dict(file)
+    inputs = {name.removeprefix("input/"): each for name, each in arrays.items() if name.startswith("input/")}
+    wanted = {name.removeprefix("output/"): each for name, each in arrays.items() if name.startswith("output/")}
+    rows = min(map(len, inputs.values()), default=0)
+    if not rows or not wanted:
+        raise KernelError(f"{found.golden.file} holds no golden rows; run `lrai compile` again")
+    step = 1 if found.requests_per_run == 1 else rows
+    runs = [session.run({k: v[at : at + step] for k, v in inputs.items()}) for at in range(0, rows, step)]
+    for name, each in wanted.items():
+        if name not in runs[0]:
+            raise KernelError(f"{found.golden.file} has answers of an output {name!r} that the graph does not have")
+        if not _equal(each, np.concatenate([run[name] for run in runs])):
+            raise KernelError(
+                f"it answers golden inputs otherwise than where it was compiled (output {name!r}); run `lrai compile` "
+                "on a machine like this one"
+            )
+
+
+def _equal(wanted: npt.NDArray[Any], found: npt.NDArray[Any]) -> bool:
+    if found.dtype == object:
+        return bool(wanted.tolist() == found.tolist())
+    return (wanted.dtype, wanted.shape) == (found.dtype, found.shape) and wanted.tobytes() == found.tobytes()
+
