@@ -23,6 +23,7 @@ from rich.console import Console
 
 from infra.commands import deadletters, reading, request_files, sending, shown
 from infra.commands import status as states
+from infra.commands import variants as variant_commands
 from kernels import repository
 from kernels.spec import ModelSpec
 from schemas.errors import BadSetting, LraiError
@@ -47,6 +48,7 @@ deadletter_app = _app("Records that are no request: look at them, send them agai
 audit_app = _app("The audit store.")
 for name, each in (("run", run_app), ("models", models_app), ("deadletter", deadletter_app), ("audit", audit_app)):
     app.add_typer(each, name=name)
+app.add_typer(variant_commands.app, name="variant")
 errors = Console(stderr=True)
 out = Console(width=None if sys.stdout.isatty() else 240)  # a pipe has no edge to wrap at
 
