@@ -101,8 +101,11 @@ def _folders(directory: Path) -> list[Path]:
 
 def _read_model(folder: Path) -> tuple[ModelSpec | None, list[Problem]]:
     path = folder / "model.onnx"
-    facts = graph.read(path)
     stated, problems = settings.read(folder / "model.toml")
+    if stated.members and not path.exists():
+        unmerged = f"its members {', '.join(stated.members)} are not merged into a graph yet"
+        return None, [*problems, Problem(str(path), unmerged, f"run `lrai compile {folder}`")]
+    facts = graph.read(path)
     problems = [*facts.problems, *problems]
     if not facts.inputs:  # nothing to compare the settings with
         return None, problems

@@ -16,6 +16,7 @@ ROWS_MAX = 65_536  # of one request; the bound of every run
 Rows = Annotated[int, Field(ge=1, le=ROWS_MAX)]
 _TOGETHER = {"padded", "buckets"}  # one says nothing without the other
 Word = Annotated[str, Field(min_length=1, max_length=256)]
+Member = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,64}/(0|[1-9][0-9]{0,8})$")]  # <model>/<version>
 
 
 class Score(BaseModel):
@@ -56,6 +57,7 @@ class ModelSettings(BaseModel):
     sensitive_features: list[Word] = Field(default_factory=list, max_length=64)
     slo_p95_ms: Annotated[float, Field(gt=0)] | None = None
     variants: Variants = Variants()
+    members: list[Member] = Field(default_factory=list, max_length=64)
 
     @field_validator("buckets")
     @classmethod
