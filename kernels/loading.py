@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import zipfile
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def load_variant(spec: ModelSpec, variant: VariantSpec, threads: int) -> InMemor
         options = found.session, found.provider, found.provider_options
         session = Session(own, threads, *options)
         _replay(session, found, folder)
-    except (OSError, ValueError, zipfile.BadZipFile, manifests.BadManifest) as err:
+    except (OSError, manifests.BadManifest) as err:
         raise KernelError(str(err)) from err
     rows, row_s = _rows(own, Profile(found.profile.best_rows, found.profile.seconds))
     return _warm(InMemory(variant.name, session, (own, threads, *options), rows, row_s, alone, found.certificate))
@@ -101,12 +101,10 @@ def _cached(session: Session, threads: int, cache: Path) -> Profile:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or torn
         profile = session.profile()
     aside = path.with_suffix(f".{os.getpid()}")
-    try:
+    with suppress(OSError):  # it is measured again next time
         cache.mkdir(parents=True, exist_ok=True)
         aside.write_text(json.dumps(asdict(profile)))
         aside.replace(path)
-    except OSError:  # it is measured again next time
-        aside.unlink(missing_ok=True)
     return profile
 
 
@@ -125,10 +123,12 @@ def _replay(session: Session, found: Manifest, folder: Path) -> None:
     """Golden inputs must give their golden answers, bit for bit: another processor or runtime may compute otherwise."""
     if found.golden is None:
         raise KernelError("its manifest names no golden inputs; run `lrai compile` again")
-    with np.load(folder / found.golden.file) as file:
-        arrays = dict(file)
-    inputs = {name.removeprefix("input/"): each for name, each in arrays.items() if name.startswith("input/")}
-    wanted = {name.removeprefix("output/"): each for name, each in arrays.items() if name.startswith("output/")}
+    try:
+        with (folder / found.golden.file).open("rb") as file, np.load(file) as stored:
+            arrays = {tuple(name.split("/", 1)): stored[name] for name in stored}
+    except Exception as err:  # whatever lies in a torn file
+        raise KernelError(f"{found.golden.file} cannot be read ({err}); run `lrai compile` again") from err
+    inputs, wanted = [{k[1]: v for k, v in arrays.items() if k[0] == kind} for kind in ("input", "output")]
     rows = min(map(len, inputs.values()), default=0)
     if not rows or not wanted:
         raise KernelError(f"{found.golden.file} holds no golden rows; run `lrai compile` again")

@@ -1,0 +1,155 @@
+"""A compiled variant answers when an operator says so, and every answer and row names what answered."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import psycopg
+import pytest
+from typer.testing import CliRunner
+
+from infra.commands.variants import app
+from infra.parts import Parts
+from kernels.repository import load_model
+from kernels.session import Session
+from kernels.spec import VariantSpec
+from schemas.errors import BadSetting
+from tests import nets
+from tests.acceptance.client import Client, Record, Source, framed, request, until
+from tests.acceptance.conftest import Service, running
+from tests.variants import add
+from workers import slot
+
+FEATURES = np.random.default_rng(3).standard_normal((24, 6), np.float32)
+WAIT_S = 20.0
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """net/1 with a quantized variant, and one that answers otherwise than its golden answers."""
+    folder = tmp_path_factory.mktemp("variants")
+    nets.mlp(folder / "net/1/model.onnx", (6, 16, 3))
+    spec = load_model(folder, "net", "1")
+    add(spec, "int8", certificate="c-1")
+    golden = add(spec, "elsewhere") / "golden.npz"
+    arrays = dict(np.load(golden))
+    np.savez(golden, **{**arrays, "output/probabilities": arrays["output/probabilities"] + 1})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def service(parts: Parts, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with running(parts, tmp_path_factory.mktemp("service"), repository) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(service: Service) -> Iterator[Client]:
+    found = Client(service.kafka, service.prefix)
+    yield found
+    found.close()
+
+
+def lrai(service: Service, *args: str) -> str:
+    """What a command prints, as a process of its own."""
+    command = [str(Path(sys.executable).with_name("lrai")), *args, *places(service)]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+def places(service: Service) -> list[str]:
+    return ["--kafka", service.kafka, "--prefix", service.prefix, "--models", str(service.models)]
+
+
+def variant(service: Service, *args: str) -> str:
+    """What `lrai variant` prints, or why it refuses; in this process, which is faster."""
+    done = CliRunner().invoke(app, [args[0], *places(service), *args[1:]])
+    assert done.exception is None or isinstance(done.exception, BadSetting), done.exception
+    return str(done.exception or done.stdout)
+
+
+def asked(client: Client, name: str) -> list[tuple[Source, Record]]:
+    """A request a row, all answered OK."""
+    tensor = {"name": "features", "datatype": "FP32", "shape": [1, 6]}
+    records = [
+        request("net", [{**tensor, "data": row.tobytes()}], f"{name}-{i}") for i, row in enumerate(FEATURES)
+    ]
+    sources = client.send([framed(each) for each in records], "interactive")
+    answers = [each.record() for each in client.wait(sources)]
+    assert {(each["status"], each["error_code"]) for each in answers} == {("OK", None)}
+    return list(zip(sources, answers, strict=True))
+
+
+def answered_by(client: Client, variant: str) -> list[tuple[Source, Record]]:
+    """Asks until one variant answers all; no request fails on the way."""
+    found: list[tuple[Source, Record]] = []
+
+    def switched() -> bool:
+        found[:] = asked(client, variant)
+        return {each["variant"] for _, each in found} == {variant}
+
+    until(switched, WAIT_S, lambda: {each["variant"] for _, each in found})
+    return found
+
+
+def expected(service: Service, variant: str) -> npt.NDArray[np.float32]:
+    spec = load_model(service.models, "net", "1")
+    session = Session(spec if variant == "original" else spec.of(VariantSpec(variant)))
+    found: npt.NDArray[np.float32] = session.run({"features": FEATURES})["probabilities"]
+    return found
+
+
+def check(service: Service, found: list[tuple[Source, Record]], variant: str, certificate: str | None) -> None:
+    """The answers are that variant's, and so say the rows."""
+    values = np.array([np.frombuffer(each["outputs"][0]["data"], "<f4") for _, each in found])
+    np.testing.assert_allclose(values, expected(service, variant), rtol=1e-5, atol=1e-6)
+    assert {each["certificate"] for _, each in found} == {certificate}
+
+    def rows() -> dict[Source, str]:
+        with psycopg.connect(service.store) as connection:
+            query = "select request_topic, request_partition, request_offset, variant from audit.decision"
+            return {(topic, partition, offset): name for topic, partition, offset, name in connection.execute(query)}
+
+    until(lambda: all(rows().get(source) == variant for source, _ in found), WAIT_S, rows)
+
+
+def kill_the_actor(service: Service) -> None:
+    (path,) = (service.log.parent / "state").glob("*-work-net-1-*.slot")
+    os.kill(slot.read(path).pid, signal.SIGKILL)
+
+
+def test_a_variant_is_forced_and_let_go(service: Service, client: Client) -> None:
+    check(service, asked(client, "first"), "original", None)
+    assert "int8 answers" in lrai(service, "variant", "set", "net", "int8", "--by", "ann", "--reason", "a test")
+    found = answered_by(client, "int8")
+    check(service, found, "int8", "c-1")
+    assert np.abs(expected(service, "int8") - expected(service, "original")).max() > 1e-4
+    shown = variant(service, "list", "net")
+    assert "int8 is forced by ann: a test" in shown and "w8a8" in shown
+    kill_the_actor(service)  # the next one knows before it answers
+    check(service, asked(client, "again"), "int8", "c-1")
+    assert "policy and load choose" in variant(service, "clear", "net")
+    check(service, answered_by(client, "original"), "original", None)
+    assert "is forced" not in variant(service, "list", "net")
+
+
+def test_a_variant_that_answers_otherwise_is_refused_and_the_original_serves(service: Service, client: Client) -> None:
+    (line,) = [each for each in service.log.read_text().splitlines() if '"a variant is refused' in each][:1]
+    assert json.loads(line)["variant"] == "elsewhere" and "golden" in json.loads(line)["error"]
+    variant(service, "set", "net", "elsewhere")
+    check(service, asked(client, "elsewhere"), "original", None)
+    variant(service, "clear", "net")
+
+
+def test_what_cannot_be_forced(service: Service) -> None:
+    assert "'int9' is no variant of net 1" in variant(service, "set", "net", "int9")
+    assert "there is none" in variant(service, "set", "nobody", "int8")
+    assert "the versions 1" in variant(service, "list", "net", "--version", "7")
+    assert "no topic" in variant(service, "clear", "net", "--prefix", "elsewhere")
