@@ -14,7 +14,7 @@ from kernels.spec import ModelSpec, Problem, TensorSpec, VariantSpec
 from schemas.errors import BadSetting
 from schemas.tensors import FLOATS
 
-__all__ = ["ModelSpec", "Problem", "TensorSpec", "check", "load_model", "load_repository", "newest"]
+__all__ = ["ModelSpec", "Problem", "TensorSpec", "check", "load_model", "load_repository"]
 
 _MODEL = re.compile(r"[a-z0-9-]{1,64}")
 _VERSION = re.compile(r"0|[1-9][0-9]{0,8}")
@@ -59,15 +59,6 @@ def load_model(directory: Path, model: str, version: str) -> ModelSpec:
     return spec
 
 
-def newest(specs: Specs) -> dict[str, str]:
-    """The highest version of each model."""
-    best: dict[str, str] = {}
-    for model, version in specs:
-        if model not in best or int(version) > int(best[model]):
-            best[model] = version
-    return best
-
-
 def _read(directory: Path) -> tuple[Specs, list[Problem]]:
     if not directory.is_dir():
         return {}, [Problem(str(directory), "the model repository is no folder", "name an existing folder")]
@@ -109,46 +100,29 @@ def _read_model(folder: Path) -> tuple[ModelSpec | None, list[Problem]]:
     problems = [*facts.problems, *problems]
     if not facts.inputs:  # nothing to compare the settings with
         return None, problems
-    spec = ModelSpec(
-        model=folder.parent.name,
-        version=folder.name,
-        path=str(path),
-        sha256="",
-        inputs=facts.inputs,
-        outputs=facts.outputs,
-        padded=stated.padded or _padded(facts, stated),
-        buckets=tuple(stated.buckets),
-        pad_values=dict(stated.pad_values),
-        request_rows_max=stated.request_rows_max,
-        batch_rows=stated.batch_rows,
-        rows_fixed=facts.rows_fixed,
-        allow_nan=facts.allow_nan if stated.allow_nan is None else stated.allow_nan,
-        threshold=stated.threshold,
-        classes=facts.classes,
-        labels=tuple(stated.labels) if stated.labels else _labels(facts),
-        favourable=stated.favourable,
-        sensitive_features=tuple(stated.sensitive_features),
-        slo_p95_ms=stated.slo_p95_ms,
-        zipmap=facts.zipmap,
-        external=facts.external,
-    )
     score, decision = _meaning(facts.outputs)
     if stated.score:
         score = (stated.score.output, stated.score.index)
-    spec = replace(spec, score=score, decision=stated.decision or decision)
+    spec = ModelSpec(
+        model=folder.parent.name, version=folder.name, path=str(path), sha256="",
+        inputs=facts.inputs, outputs=facts.outputs, rows_fixed=facts.rows_fixed, zipmap=facts.zipmap,
+        external=facts.external, classes=facts.classes,
+        padded=stated.padded or _padded(facts, stated), buckets=tuple(stated.buckets), pad_values=stated.pad_values,
+        request_rows_max=stated.request_rows_max, batch_rows=stated.batch_rows,
+        allow_nan=facts.allow_nan if stated.allow_nan is None else stated.allow_nan,
+        score=score, threshold=stated.threshold, decision=stated.decision or decision,
+        labels=tuple(stated.labels) if stated.labels else _labels(facts), favourable=stated.favourable,
+        sensitive_features=tuple(stated.sensitive_features), slo_p95_ms=stated.slo_p95_ms,
+        prefer=tuple(stated.variants.prefer), under_load=tuple(stated.variants.under_load),
+    )  # fmt: skip
     names = [each.name for each in _folders(folder / FOLDER)] if (folder / FOLDER).is_dir() else []
-    contradictions = _contradictions(spec, stated) + _unknown_variants(stated, names)
+    served = [name for name in names if name not in stated.variants.never]
+    contradictions = _contradictions(spec, stated) + _unknown_variants(stated, names, served)
     problems += [Problem(str(folder / "model.toml"), what, fix) for what, fix in contradictions]
     if problems:
         return None, problems
-    chosen = stated.variants
-    return replace(
-        spec,
-        sha256=sha256(folder, ("model.onnx", *facts.external)),
-        variants=tuple(_variant(spec, folder / FOLDER / name) for name in names if name not in chosen.never),
-        prefer=tuple(chosen.prefer),
-        under_load=tuple(chosen.under_load),
-    ), []
+    digest = sha256(folder, ("model.onnx", *facts.external))
+    return replace(spec, sha256=digest, variants=tuple(_variant(spec, folder / FOLDER / name) for name in served)), []
 
 
 def _variant(spec: ModelSpec, folder: Path) -> VariantSpec:
@@ -162,23 +136,17 @@ def _variant(spec: ModelSpec, folder: Path) -> VariantSpec:
     return VariantSpec(folder.name, facts.zipmap, facts.external, facts.rows_fixed, problem)
 
 
-def _unknown_variants(stated: ModelSettings, names: list[str]) -> list[tuple[str, str]]:
+def _unknown_variants(stated: ModelSettings, names: list[str], served: list[str]) -> list[tuple[str, str]]:
     """Variants that model.toml names and that cannot be meant: (what, fix)."""
-    there = ", ".join([*names, ORIGINAL])
-    found = [
-        (f"variants.{key} names {name!r}, which does not exist", f"name one of {there}, or run `lrai compile`")
-        for key in ("prefer", "under_load", "never")
-        for name in getattr(stated.variants, key)
-        if name not in (*names, ORIGINAL)
-    ]
-    if ORIGINAL in stated.variants.never:
-        found.append((f"variants.never names {ORIGINAL!r}, which answers where no variant can", "remove it there"))
-    found += [
-        (f"variants.never names {name!r}, variants.prefer or under_load too", "remove it from one of them")
-        for name in stated.variants.never
-        if name in (*stated.variants.prefer, *stated.variants.under_load)
-    ]
-    return found
+    chosen, known = stated.variants, [ORIGINAL, *served]
+    return [
+        (f"variants.{key} names {name!r}, which cannot be meant", f"name one of {', '.join(there) or 'none'}")
+        for key, named, there in (
+            ("prefer", chosen.prefer, known), ("under_load", chosen.under_load, known), ("never", chosen.never, names)
+        )
+        for name in named
+        if name not in there
+    ]  # fmt: skip
 
 
 def _padded(facts: Graph, stated: ModelSettings) -> str | None:

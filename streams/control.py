@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, TopicPartition
 
 from schemas import framing
 from schemas.errors import BadRecord
@@ -20,7 +19,6 @@ NAME = "control"
 VARIANT = "variant"
 EVERY_S = 0.25
 ASK_S = 0.05
-RETRY_S = 1.0
 RECORDS_MAX = 1000  # taken at a time
 
 
@@ -57,26 +55,20 @@ class ControlState:
     """What the topic says now, by key. `poll` may be called from several threads; Kafka being away changes nothing."""
 
     def __init__(self, settings: Settings, client_id: str) -> None:
-        self.topic = topics.control(settings.prefix)
         self.state: dict[str, Control] = {}
         own = {"group.id": client_id, "enable.auto.commit": False, "enable.partition.eof": True,
                "isolation.level": "read_committed", "auto.offset.reset": "earliest"}  # fmt: skip
         self._consumer = Consumer({**clients.common(settings, client_id), **own})  # the group is named, never joined
-        self._unread: set[int] | None = None
+        self._consumer.assign([TopicPartition(topics.control(settings.prefix), 0, OFFSET_BEGINNING)])
+        self._at_end = False
         self._lock = threading.Lock()
         self._due_s = 0.0
 
     def to_the_end(self, beat: Callable[[], None]) -> None:
-        """Reads all that is there; waits for Kafka as long as it takes."""
-        while self._unread is None or self._unread:
+        """Reads all that is there; waits for Kafka as long as it takes, and beats meanwhile."""
+        while not self._at_end:
             beat()
-            try:
-                if self._unread is None:
-                    self._assign()
-                self._take(ASK_S)
-            except KafkaException as err:
-                log("warning", "lrai.control cannot be read yet", error=err.args[0].str())
-                time.sleep(RETRY_S)
+            self._take(ASK_S)
 
     def poll(self, now_s: float) -> dict[str, Control]:
         """The state, with what came since; asks at most every EVERY_S and never waits. `now_s`: time.monotonic()."""
@@ -84,8 +76,6 @@ class ControlState:
             try:
                 self._due_s = now_s + EVERY_S
                 self._take(0)
-            except KafkaException as err:
-                log("warning", "lrai.control cannot be read; what it said last holds", error=err.args[0].str())
             finally:
                 self._lock.release()
         return self.state
@@ -98,22 +88,15 @@ class ControlState:
     def close(self) -> None:
         self._consumer.close()
 
-    def _assign(self) -> None:
-        found = self._consumer.list_topics(self.topic, RETRY_S).topics[self.topic]
-        if found.error or not found.partitions:
-            raise KafkaException(found.error or KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART))
-        self._unread = set(found.partitions)
-        self._consumer.assign([TopicPartition(self.topic, p, OFFSET_BEGINNING) for p in self._unread])
-
     def _take(self, wait_s: float) -> None:
         for message in self._consumer.consume(RECORDS_MAX, wait_s):
             error = message.error()
             if error is None:
                 self._put(message.key(), message.value())
             elif error.code() == KafkaError._PARTITION_EOF:
-                self._unread = (self._unread or set()) - {message.partition() or 0}
-            elif not error.retriable():
-                raise KafkaException(error)
+                self._at_end = True
+            else:
+                log("warning", "lrai.control cannot be read; what it said last holds", error=error.str())
 
     def _put(self, key: Any, value: bytes | None) -> None:
         """One record; a null value takes its key away."""

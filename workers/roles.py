@@ -25,7 +25,7 @@ from streams.control import ControlState
 from streams.ended import Answering
 from streams.headers import ReplyTopics
 from streams.log import log, set_level
-from streams.loop import Lane, LaneLimits
+from streams.loop import Function, Lane, LaneLimits, Sink
 from streams.meters import LaneMeters
 from streams.registry import Registry
 from streams.settings import Settings
@@ -59,37 +59,25 @@ def coalesce(
     role = f"coalesce-{priority}"
     ids = clients.LaneIds.of(settings, role, instance)
 
-    def beat() -> None:
-        slot.beat(0, time.monotonic())
-
+    beat = _beating(slot, 0)
     replies = ReplyTopics(settings.prefix, settings.reply_topics)
     registry = Registry(settings.registry, beat)
     home = topics.results(settings.prefix, priority)
     how = Answering(
-        prefix=settings.prefix,
-        priority=priority,
-        worker=ids.member,
-        result_header=registry.result_header(home),
-        pseudonym=pseudonyms(key),
-        request_id_bytes_max=settings.request_id_bytes_max,
-        text_bytes_max=settings.text_bytes_max,
-        dead_letter_bytes_max=settings.dead_letter_bytes_max,
+        prefix=settings.prefix, priority=priority, worker=ids.member, result_header=registry.result_header(home),
+        pseudonym=pseudonyms(key), request_id_bytes_max=settings.request_id_bytes_max,
+        text_bytes_max=settings.text_bytes_max, dead_letter_bytes_max=settings.dead_letter_bytes_max,
         releases=frozenset((spec.model, spec.version) for spec in specs),
-    )
+    )  # fmt: skip
     bounds = Bounds(settings.request_bytes_max, settings.batch_bytes_max, settings.run_rows_max)
     catalog = Catalog({(spec.model, spec.version): spec for spec in specs})
-    lane = Lane(
-        name=role,
-        config=clients.consumer(settings, ids),
-        topics=[topics.requests(settings.prefix, priority)],
+    lane = _lane(
+        settings, role, ids, [topics.requests(settings.prefix, priority)],
         function=Coalesce(catalog, registry, bounds, how, replies),
         sink=KafkaSink(clients.producer(settings, ids), settings.transaction_timeout_ms / 1000),
         limits=LaneLimits(settings.window_s(priority), settings.window_records_max, settings.window_bytes_max),
-        meters=LaneMeters(role),
-        beat=beat,
-        assigned=lambda: slot.ready(time.monotonic()),
-        leaves=settings.leave,
-    )
+        beat=beat, assigned=lambda: slot.ready(time.monotonic()),
+    )  # fmt: skip
     with ReplyWatch(settings, replies):
         run_lanes([lane], stop, slot)
 
@@ -150,33 +138,25 @@ def _actor(
     registry = Registry(settings.registry, beats[0])
     everyone = Assigned(len(PRIORITIES), slot)
     limits = LaneLimits(0.0, settings.actor_records_max, settings.window_bytes_max)
+    slo_s = spec.slo_p95_ms and spec.slo_p95_ms / 1000
     lanes = []
+
+    def forced() -> str | None:
+        return control.variant(spec.model, spec.version, time.monotonic())
+
     for number, priority in enumerate(PRIORITIES):
         results = topics.results(settings.prefix, priority)
         header, decisions = registry.result_header(results), topics.decisions(settings.prefix)
         actor = Actor(
-            spec=spec,
-            choice=Choice(loaded, spec.prefer, spec.under_load, spec.slo_p95_ms and spec.slo_p95_ms / 1000),
-            forced=lambda: control.variant(spec.model, spec.version, time.monotonic()),
+            spec=spec, choice=Choice(loaded, spec.prefer, spec.under_load, slo_s), forced=forced,
             home=Home(results, header, decisions, ids[number].member, settings.result_bytes_max),
-            journal=LaneJournal(slot, number),
-            turns=turns,
-            lane=number,
-            limits=limits,
-            beat=beats[number],
-        )
-        lane = Lane(
-            name=roles[number],
-            config=clients.consumer(settings, ids[number]),
-            topics=[topics.batches(settings.prefix, spec.model, spec.version, priority)],
-            function=actor,
-            sink=sinks[number],
-            limits=limits,
-            meters=LaneMeters(roles[number]),
-            beat=beats[number],
-            assigned=everyone.one,
-            leaves=settings.leave,
-        )
+            journal=LaneJournal(slot, number), turns=turns, lane=number, limits=limits, beat=beats[number],
+        )  # fmt: skip
+        source = topics.batches(settings.prefix, spec.model, spec.version, priority)
+        lane = _lane(
+            settings, roles[number], ids[number], [source], function=actor, sink=sinks[number], limits=limits,
+            beat=beats[number], assigned=everyone.one,
+        )  # fmt: skip
         lanes.append(lane)
     try:
         run_lanes(lanes, stop, slot)
@@ -192,19 +172,21 @@ def audit(
     ids = clients.LaneIds.of(settings, "audit", instance)
     deadletter = topics.deadletter(settings.prefix)
     beat = _beating(slot, 0)
-    lane = Lane(
-        name="audit",
-        config=clients.consumer(settings, ids),
-        topics=[topics.decisions(settings.prefix), deadletter],
-        function=nothing_more,
+    lane = _lane(
+        settings, "audit", ids, [topics.decisions(settings.prefix), deadletter], function=nothing_more,
         sink=StoreSink(Store(settings.store, key), deadletter, beat),
         limits=LaneLimits(AUDIT_WINDOW_S, AUDIT_RECORDS_MAX, AUDIT_BYTES_MAX),
-        meters=LaneMeters("audit"),
-        beat=beat,
-        assigned=lambda: slot.ready(time.monotonic()),
-        leaves=settings.leave,
-    )
+        beat=beat, assigned=lambda: slot.ready(time.monotonic()),
+    )  # fmt: skip
     run_lanes([lane], stop, slot)
+
+
+def _lane(
+    settings: Settings, name: str, ids: clients.LaneIds, sources: Sequence[str], *, function: Function, sink: Sink,
+    limits: LaneLimits, beat: Callable[[], None], assigned: Callable[[], None],
+) -> Lane:  # fmt: skip
+    config, lane_meters = clients.consumer(settings, ids), LaneMeters(name)
+    return Lane(name, config, sources, function, sink, limits, lane_meters, beat, assigned, settings.leave)
 
 
 class Stuck(LraiError):

@@ -175,7 +175,7 @@ def test_variants_that_model_toml_names(tmp_path: Path) -> None:
         ('under_load = ["int9"]', "variants.under_load names 'int9'"),
         ('never = ["int9"]', "variants.never names 'int9'"),
         ('never = ["original"]', "variants.never names 'original'"),
-        ('prefer = ["int8"]\nnever = ["int8"]', "variants.never names 'int8', variants.prefer"),
+        ('prefer = ["int8"]\nnever = ["int8"]', "variants.prefer names 'int8', which cannot be meant"),
         ('prefered = ["int8"]', "unknown key 'variants.prefered'"),
         ('prefer = "int8"', "variants.prefer is 'int8'"),
     ],
