@@ -1,0 +1,1 @@
+"""Proofs that a variant stays within epsilon of its original."""

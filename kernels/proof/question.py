@@ -1,0 +1,162 @@
+"""Two models made comparable: which tensors are compared, how they are paired, and the sessions that answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import NodeProto, TensorProto
+
+from kernels.proof import runtime
+from kernels.proof.ir import F64, BadProblem, Net, Unsupported
+from kernels.proof.lower import Lowering, attribute, load
+from kernels.proof.outputs import Quantity, measured
+from kernels.proof.pair import Product, pair
+
+_BEHIND = ("Identity", "Cast", "Dropout", "Reshape", "Flatten", "Squeeze")  # what may follow the numbers
+
+
+@dataclass
+class Question:
+    """A pair of models. `product` is None where `reason` says what is not modelled."""
+
+    quantity: Quantity
+    sessions: tuple[runtime.Model, runtime.Model]
+    net: Net  # the original's, or an empty one that knows its ending
+    features: int
+    shape: tuple[int, ...]
+    outputs: tuple[str, str]
+    semantics: dict[str, object]
+    product: Product | None
+    reason: str
+    served: runtime.Model | None = None  # the variant in a default session, where that computes something else
+
+    def replay(self, x: npt.NDArray[np.float32]) -> F64:
+        """The runtime's own |variant - original|, float64[rows] of float32[rows, features]."""
+        return measured(self.net, self.quantity, self.sessions[0].run(x), self.sessions[1].run(x))
+
+    def confirmed(self, x: npt.NDArray[np.float32]) -> float:
+        """The least that one row x differs, alone and in a batch."""
+        return float(min(self.replay(x[None])[0], self.replay(np.repeat(x[None], 7, 0)).min()))
+
+
+def ask(original: Path, variant: Path, quantity: Quantity, options: runtime.Options | None = None) -> Question:
+    """Reads both. `options`: of the variant's session; without, the runtime's defaults. Raises BadProblem."""
+    protos = load(original), load(variant)
+    ends = [_ending(proto) for proto in protos]
+    _alike(protos[0], protos[1], ends)
+    features = runtime.cpu_features()
+    nets: list[Net] = []
+    reason = ""
+    try:
+        first = Lowering(protos[0])
+        nets.append(_net(first, ends[0]))
+        second = Lowering(protos[1], frozenset(nets[0].signatures.values()))
+        nets.append(_net(second, ends[1]))
+    except Unsupported as err:
+        reason = str(err)
+    odd = [each for net in nets for each in net.odd]
+    if runtime.saturates(features) and any(node.op_type == "QuantizeLinear" for node in protos[1].graph.node):
+        odd.append("products of uint8 and int8 may saturate on this machine, which has no VNNI")
+    written = runtime.Options(config=dict(runtime.AS_WRITTEN)) if odd else runtime.Options()
+    chosen = options or written
+    sessions = (
+        runtime.Model(protos[0], ends[0].tensor, written if odd and not options else runtime.Options()),
+        runtime.Model(protos[1], ends[1].tensor, chosen),
+    )
+    served = runtime.Model(protos[1], ends[1].tensor, runtime.Options()) if odd and not options else None
+    if options and odd and options.config.get("session.disable_quant_qdq") != "1" and not options.disabled:
+        reason = reason or f"the session of the manifest computes something else than the graph: {odd[0]}"
+    net = nets[0] if nets else Net(0, ending=ends[0].kind)
+    shape = _shape(protos[0])
+    product = pair(nets[0], nets[1]) if len(nets) == 2 and not reason else None
+    if product and product.original.tensors[net.output].size != product.variant.tensors[nets[1].output].size:
+        raise BadProblem("the models answer with different numbers of outputs")
+    facts = runtime.semantics(chosen, odd)
+    outputs = (ends[0].tensor, ends[1].tensor)
+    return Question(quantity, sessions, net, int(np.prod(shape)), shape, outputs, facts, product, reason, served)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The tensor of numbers, and what they are: "softmax" (logits before one), "probabilities" or ""."""
+
+    tensor: str
+    kind: str
+
+
+def _ending(proto: onnx.ModelProto) -> Ending:
+    """The float output of the graph, followed back to the logits. Raises BadProblem."""
+    makers = {name: node for node in proto.graph.node for name in node.output}
+    floats = [each.name for each in proto.graph.output if _is_float(each, makers)]
+    label = [each.name for each in proto.graph.output]
+    name = next((each for each in floats if "prob" in each.lower()), floats[0] if floats else "")
+    if not name:
+        name = _before_label(label, makers)
+    node = makers.get(name)
+    while node is not None and node.op_type in ("ZipMap", *_BEHIND):
+        name = node.input[0]
+        node = makers.get(name)
+    if node is not None and node.op_type == "Softmax" and attribute(node, "axis", -1) in (-1, 1):
+        return Ending(node.input[0], "softmax")
+    return Ending(name, "probabilities" if _are_probabilities(name, makers) else "")
+
+
+def _is_float(value: onnx.ValueInfoProto, makers: dict[str, NodeProto]) -> bool:
+    if value.name in makers and makers[value.name].op_type == "ZipMap":
+        return True
+    return value.type.tensor_type.elem_type in (TensorProto.FLOAT, TensorProto.DOUBLE)
+
+
+def _before_label(names: list[str], makers: dict[str, NodeProto]) -> str:
+    """The numbers whose arg max is the label. Raises BadProblem."""
+    left = list(names)
+    for _ in range(64):
+        node = makers.get(left.pop()) if left else None
+        if node is not None and node.op_type == "ArgMax":
+            return node.input[0]
+        left.extend(reversed(node.input) if node is not None else ())
+    raise BadProblem(f"the graph has no float output; its outputs are {names}")
+
+
+def _are_probabilities(name: str, makers: dict[str, NodeProto]) -> bool:
+    node = makers.get(name)
+    if node is None or node.op_type in ("Sigmoid", "Softmax", "Normalizer"):
+        return node is not None
+    if node.op_type == "Concat":
+        return all(
+            (made := makers.get(each)) is not None
+            and (made.op_type == "Sigmoid" or (made.op_type == "Sub" and _are_probabilities(made.input[1], makers)))
+            for each in node.input
+        )
+    return node.op_type.endswith("Classifier") and attribute(node, "post_transform", b"NONE") != b"NONE"
+
+
+def _net(state: Lowering, ending: Ending) -> Net:
+    found = state.tensor(ending.tensor)
+    if ending.kind == "softmax" and len([each for each in found.shape if each != 1]) > 1:
+        raise Unsupported(f"Softmax over one axis of a tensor of shape {found.shape} is not modelled")
+    state.net.output, state.net.ending = ending.tensor, ending.kind
+    return state.net
+
+
+def _shape(proto: onnx.ModelProto) -> tuple[int, ...]:
+    return Lowering(proto).tensors[Lowering(proto).input].shape
+
+
+def _alike(a: onnx.ModelProto, b: onnx.ModelProto, ends: list[Ending]) -> None:
+    """Raises BadProblem where the models cannot be compared."""
+    first, second = Lowering(a), Lowering(b)
+    if first.input != second.input or first.tensors[first.input].shape != second.tensors[second.input].shape:
+        raise BadProblem(
+            f"the models have different inputs: {first.input!r} {first.tensors[first.input].shape} and"
+            f" {second.input!r} {second.tensors[second.input].shape}"
+        )
+    names = [sorted(each.name for each in proto.graph.output) for proto in (a, b)]
+    if names[0] != names[1]:
+        raise BadProblem(f"the models have different outputs: {names[0]} and {names[1]}")
+    if ends[0].kind != ends[1].kind:
+        raise BadProblem(f"one model ends in {ends[0].kind or 'values'}, the other in {ends[1].kind or 'values'}")

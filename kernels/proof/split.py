@@ -1,0 +1,244 @@
+"""Proves or refutes many boxes at once: bounds first, then attacks, then the boxes are cut where it matters."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from kernels.proof.attack import attack, inside
+from kernels.proof.bounds import Analysis
+from kernels.proof.ir import F64, Unsupported
+from kernels.proof.outputs import Quantity, Worst, bounded
+from kernels.proof.pair import Product
+from kernels.proof.question import Question
+
+BOXES_MAX = 20_000  # of one task
+_BATCH_MAX = 256
+_BATCH_BYTES = 1 << 28
+_BATCH_FLOPS = 3e10
+_FIRST_ROUND = 64  # boxes of one task before the others have had theirs
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class Box:
+    """A leaf or a cut of a region. bound is infinite before it is computed."""
+
+    low: F64
+    high: F64
+    bound: float = np.inf
+    real: float = np.inf
+    open: str = ""  # why it is not proved
+    axis: int = -1
+    at: float = 0.0
+    below: Box | None = None
+    above: Box | None = None
+
+    def leaves(self) -> Iterable[Box]:
+        """Boxes that are not cut."""
+        left = [self]
+        while left:
+            box = left.pop()
+            if box.below is None or box.above is None:
+                yield box
+            else:
+                left += [box.below, box.above]
+
+
+@dataclass
+class Outcome:
+    """What is known of one task. `x`: float32[features], refutes it in the runtime."""
+
+    verdict: str
+    bound: float
+    real: float
+    seen: float
+    seconds: float
+    root: Box
+    x: npt.NDArray[np.float32] | None = None
+    reason: str = ""
+
+
+@dataclass
+class _Task:
+    root: Box
+    waiting: list[Box] = field(default_factory=list)
+    boxes: int = 1
+    seen: float = 0.0
+    x: npt.NDArray[np.float32] | None = None
+    refuted: bool = False
+    reason: str = ""
+    seconds: float = 0.0
+
+    @property
+    def done(self) -> bool:
+        return self.refuted or not self.waiting
+
+
+def limit(quantity: Quantity, epsilon: float) -> float:
+    """What a measured difference must exceed to refute, with room for who computes it again."""
+    if quantity == "label":
+        return 0.5
+    return epsilon * (1 + 2.0**-20) + (2.0**-21 if quantity == "softmax" else 0.0)
+
+
+class Search:
+    """Decides tasks until the deadline. All boxes: float64[tasks, features]."""
+
+    def __init__(self, question: Question, low: F64, high: F64, epsilon: float, deadline: float, seed: int = 0) -> None:
+        self.question, self.epsilon, self.deadline = question, epsilon, deadline
+        self.rng = np.random.default_rng(seed)
+        self.tasks = [_Task(Box(a, b)) for a, b in zip(low, high, strict=True)]
+        for task in self.tasks:
+            task.waiting.append(task.root)
+        self.low, self.high = low, high
+        self.limit = limit(question.quantity, epsilon)
+
+    def run(self, on_progress: Progress = lambda done, total: None) -> list[Outcome]:
+        """Attacks, bounds, cuts."""
+        self._attack_all()
+        if self.question.product is not None:
+            first = True
+            while (chosen := self._chosen(first)) and time.monotonic() < self.deadline:
+                self._step(chosen)
+                on_progress(sum(each.done for each in self.tasks), len(self.tasks))
+                first = False
+        return [self._outcome(each) for each in self.tasks]
+
+    def _attack_all(self) -> None:
+        began = time.monotonic()
+        product = self.question.product
+        if product is not None:
+            x, _ = attack(product, self.question.quantity, self.low, self.high, self.rng)
+        else:
+            x = inside(self.low + self.rng.random(self.low.shape) * (self.high - self.low), self.low, self.high)
+        self._replay(list(range(len(self.tasks))), x)
+        for task in self.tasks:
+            task.seconds += (time.monotonic() - began) / len(self.tasks)
+
+    def _replay(self, places: list[int], x: npt.NDArray[np.float32]) -> None:
+        """Runs the inputs in the runtime; a hit is confirmed alone and in a batch."""
+        seen = self.question.replay(x)
+        for place, row, value in zip(places, x, seen, strict=True):
+            task = self.tasks[place]
+            if value > self.limit:
+                value = self.question.confirmed(row)
+                task.refuted = task.refuted or bool(value > self.limit)
+            if value > task.seen or task.x is None:
+                task.seen, task.x = float(value), row
+
+    def _chosen(self, first: bool) -> list[tuple[int, Box]]:
+        """The next boxes: each task's worst ones, small tasks before those that have had many."""
+        size = batch_size(self.question.product) if self.question.product else 1
+        open_ = [place for place, task in enumerate(self.tasks) if not task.done]
+        if first:
+            return [(place, self.tasks[place].waiting.pop()) for place in open_]
+        early = [place for place in open_ if self.tasks[place].boxes < _FIRST_ROUND]
+        found: list[tuple[int, Box]] = []
+        share = max(1, size // max(len(early or open_), 1))
+        for place in sorted(early or open_, key=lambda each: self.tasks[each].boxes):
+            task = self.tasks[place]
+            task.waiting.sort(key=lambda box: box.bound)
+            found += [(place, task.waiting.pop()) for _ in range(min(share, len(task.waiting)))]
+            if len(found) >= size:
+                break
+        return found
+
+    def _step(self, chosen: list[tuple[int, Box]]) -> None:
+        assert self.question.product is not None
+        size = batch_size(self.question.product)
+        for start in range(0, len(chosen), size):
+            part, began = chosen[start : start + size], time.monotonic()
+            if began > self.deadline:
+                for place, box in chosen[start:]:
+                    self.tasks[place].waiting.append(box)
+                return
+            low, high = np.stack([box.low for _, box in part]), np.stack([box.high for _, box in part])
+            worst, reasons = self._bounded(low, high)
+            self._settle(part, worst, reasons)
+            for place, _ in part:
+                self.tasks[place].seconds += (time.monotonic() - began) / len(part)
+
+    def _bounded(self, low: F64, high: F64) -> tuple[Worst, list[str]]:
+        """Bounds of the boxes; where a box cannot be analysed, an infinite one and the reason."""
+        assert self.question.product is not None
+        try:
+            return bounded(Analysis(self.question.product, low, high), self.question.quantity), [""] * len(low)
+        except Unsupported as err:
+            if len(low) == 1:
+                nothing = np.full(1, np.inf)
+                return Worst(nothing, nothing, np.ones_like(low)), [str(err)]
+        parts = [self._bounded(low[at : at + 1], high[at : at + 1]) for at in range(len(low))]
+        worst = Worst(*(np.concatenate(each) for each in zip(*((w.bound, w.real, w.influence) for w, _ in parts), strict=True)))  # fmt: skip
+        return worst, [reason for _, (reason,) in parts]
+
+    def _settle(self, part: list[tuple[int, Box]], worst: Worst, reasons: list[str]) -> None:
+        left = []
+        for row, (place, box) in enumerate(part):
+            bound = float(worst.bound[row])
+            box.bound, box.real = min(box.bound, bound), min(box.real, float(worst.real[row]))
+            if np.isnan(bound) or reasons[row]:
+                box.bound, box.open = np.inf, reasons[row] or "the bound is not a number"
+            elif not bound <= self._epsilon and not self.tasks[place].refuted:
+                left.append(row)
+        for row in left:
+            self._cut(*part[row], worst.influence[row])
+        if left and self.question.product is not None:
+            low, high = (np.stack([getattr(part[row][1], side) for row in left]) for side in ("low", "high"))
+            x, value = attack(self.question.product, self.question.quantity, low, high, self.rng, 4, 4)
+            hits = np.flatnonzero(value > 0.98 * self.limit)
+            if len(hits):
+                self._replay([part[left[hit]][0] for hit in hits], x[hits])
+
+    @property
+    def _epsilon(self) -> float:
+        return 0.0 if self.question.quantity == "label" else self.epsilon
+
+    def _cut(self, place: int, box: Box, influence: F64) -> None:
+        """Halves the box along the axis whose width counts most."""
+        task = self.tasks[place]
+        gain = influence * (box.high - box.low)
+        gain = np.where(np.isfinite(gain), gain, 0.0)
+        if not gain.any():
+            gain = box.high - box.low
+        axis = int(gain.argmax())
+        at = float(np.float32(0.5 * (box.low[axis] + box.high[axis])))
+        if task.boxes >= BOXES_MAX or not box.low[axis] < at < box.high[axis]:
+            box.open = "the box cannot be cut further" if task.boxes < BOXES_MAX else f"more than {BOXES_MAX} boxes"
+            return
+        below, above = box.high.copy(), box.low.copy()
+        below[axis] = above[axis] = at
+        box.axis, box.at = axis, at
+        box.below = Box(box.low, below, box.bound, box.real)
+        box.above = Box(above, box.high, box.bound, box.real)
+        task.waiting += [box.below, box.above]
+        task.boxes += 2
+
+    def _outcome(self, task: _Task) -> Outcome:
+        leaves = list(task.root.leaves())
+        bound, real = max(each.bound for each in leaves), max(each.real for each in leaves)
+        proved = all(not each.open and each.bound <= self._epsilon for each in leaves)
+        reason = self.question.reason or next((each.open for each in leaves if each.open), "")
+        if task.refuted:
+            return Outcome("REFUTED", bound, real, task.seen, task.seconds, task.root, task.x)
+        if proved and not task.waiting:
+            return Outcome("PROVED", bound, real, task.seen, task.seconds, task.root)
+        reason = reason or ("the time is over" if task.waiting else "the bound is above epsilon")
+        return Outcome("UNKNOWN", bound, real, task.seen, task.seconds, task.root, None, reason)
+
+
+def batch_size(product: Product) -> int:
+    """Boxes that are analysed together, bounded by memory and time."""
+    sizes = [product.original.features, *(each.argument.size for each in product.variant.unaries)]
+    widest = max(sizes)
+    flops = sum(12.0 * b * sum(x * y for x, y in zip(sizes[: at + 1], sizes[1 : at + 2], strict=False))
+                for at, b in enumerate(sizes[1:]))  # fmt: skip
+    outputs = product.original.tensors[product.original.output].size
+    flops += 12.0 * min(outputs**2, 1000) * sum(x * y for x, y in zip(sizes, sizes[1:], strict=False))
+    rows = 2 * max([*sizes[1:], min(outputs**2, 1000)])
+    return int(max(1, min(_BATCH_MAX, _BATCH_BYTES / (8.0 * rows * widest * 3), _BATCH_FLOPS / (flops + 1))))
