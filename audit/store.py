@@ -93,13 +93,15 @@ class AuditWindow:
     """What one turn of the writer stores.
 
     `offsets`: (topic, partition, expected next offset or None where none is stored yet, new next offset);
-    `decisions`, `ranges`: decoded DecisionBatch and SourceRanges records.
+    `decisions`, `ranges`: decoded DecisionBatch and SourceRanges records; `controls`: (topic, partition, offset) and
+    the decoded Control record that lay there.
     """
 
     offsets: Sequence[tuple[str, int, int | None, int]]
     decisions: Sequence[Mapping[str, Any]]
     ranges: Sequence[Mapping[str, Any]]
     dead_letters: Sequence[DeadLetter]
+    controls: Sequence[tuple[tuple[str, int, int], Mapping[str, Any]]] = ()
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,7 @@ class Store:
             refused = _copy(connection, decisions, self._dictionaries) if decisions else 0
             _write_ranges(connection, rows.merged_ranges(window.ranges), self._dictionaries)
             _write_dead_letters(connection, window.dead_letters)
+            _write_controls(connection, window.controls)
         self._dictionaries.committed()
         stored = len(decisions) - refused if decisions else 0
         return Written(stored, refused, sum(len(item["ranges"]) for item in window.ranges), len(window.dead_letters))
@@ -298,6 +301,15 @@ def _write_dead_letters(connection: psycopg.Connection, dead_letters: Sequence[D
     if dead_letters:
         with connection.cursor() as cursor:
             cursor.executemany(sql.query("insert_dead_letter"), [asdict(item) for item in dead_letters])
+
+
+def _write_controls(
+    connection: psycopg.Connection, controls: Sequence[tuple[tuple[str, int, int], Mapping[str, Any]]]
+) -> None:
+    for (topic, partition, offset), record in controls:
+        texts = {name: rows.storable(item) if isinstance(item, str) else item for name, item in record.items()}
+        place = {"topic": topic, "partition": partition, "offset": offset, "at": _moment(record["at"]) or _EPOCH}
+        connection.execute(sql.query("insert_control_event"), {**texts, **place})
 
 
 def _number(header: str | None, highest: int) -> int | None:

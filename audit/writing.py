@@ -70,8 +70,7 @@ class StoreSink:
     def write(self, member: Any, window: Window, outcome: Outcome, beat: Callable[[], None]) -> None:
         """Raises Discarded when another writer was faster: its offsets are read and this one seeks there."""
         offsets = [(r.topic, r.partition, self.known.get((r.topic, r.partition)), r.stop) for r in window.ranges]
-        decisions, ranges, letters = _sorted_out(window, self.deadletter)
-        content = AuditWindow(offsets, decisions, ranges, letters)
+        content = _sorted_out(window, self.deadletter, offsets)
         try:
             written = self._patiently(lambda: self.store.write(content))
         except SecondWriter as err:
@@ -80,8 +79,8 @@ class StoreSink:
             log("error", "rows were refused; see audit.refused", rows=written.refused)
         for topic, partition, _, stop in offsets:
             self.known[topic, partition] = stop
-        if decisions:
-            newest = max(record["answered_at"] for record in decisions)
+        if content.decisions:
+            newest = max(record["answered_at"] for record in content.decisions)
             AUDIT_DELAY.set(max(0.0, time.time() - newest / 1e6))
         self._daily()
 
@@ -126,11 +125,11 @@ class StoreSink:
 
 
 def _sorted_out(
-    window: Window, deadletter: str
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[DeadLetter]]:
-    """The decisions, source ranges and dead letters of a window."""
+    window: Window, deadletter: str, offsets: Sequence[tuple[str, int, int | None, int]]
+) -> AuditWindow:
+    """The decisions, source ranges, dead letters and changes of the live state of a window."""
     found: dict[str, list[dict[str, Any]]] = {"decision_batch": [], "source_ranges": []}
-    letters = []
+    letters, controls = [], []
     for i, (topic, value) in enumerate(zip(window.topics, window.values, strict=True)):
         place = topic, int(window.partition[i]), int(window.offset[i])
         if topic == deadletter:
@@ -138,7 +137,10 @@ def _sorted_out(
             continue
         try:
             name, record = framing.decode(value or b"")
-            found[name].append(record)
+            if name == "control":
+                controls.append((place, record))
+            else:
+                found[name].append(record)
         except (BadRecord, KeyError) as err:
-            log("error", "no record of LRAI's on its decisions topic; passed over", place=place, error=str(err))
-    return found["decision_batch"], found["source_ranges"], letters
+            log("error", "no record that the audit writer knows; passed over", place=place, error=str(err))
+    return AuditWindow(offsets, found["decision_batch"], found["source_ranges"], letters, controls)

@@ -172,8 +172,9 @@ def audit(
     ids = clients.LaneIds.of(settings, "audit", instance)
     deadletter = topics.deadletter(settings.prefix)
     beat = _beating(slot, 0)
+    sources = [topics.decisions(settings.prefix), deadletter, topics.control(settings.prefix)]
     lane = _lane(
-        settings, "audit", ids, [topics.decisions(settings.prefix), deadletter], function=nothing_more,
+        settings, "audit", ids, sources, function=nothing_more,
         sink=StoreSink(Store(settings.store, key), deadletter, beat),
         limits=LaneLimits(AUDIT_WINDOW_S, AUDIT_RECORDS_MAX, AUDIT_BYTES_MAX),
         beat=beat, assigned=lambda: slot.ready(time.monotonic()),

@@ -120,6 +120,12 @@ def check(service: Service, found: list[tuple[Source, Record]], variant: str, ce
     until(lambda: all(rows().get(source) == variant for source, _ in found), WAIT_S, rows)
 
 
+def events(service: Service) -> list[tuple[str | None, ...]]:
+    with psycopg.connect(service.store) as connection:
+        query = "select model, version, variant, requested_by, reason from audit.control_event order by requested_at"
+        return connection.execute(query).fetchall()
+
+
 def kill_the_actor(service: Service) -> None:
     (path,) = (service.log.parent / "state").glob("*-work-net-1-*.slot")
     os.kill(slot.read(path).pid, signal.SIGKILL)
@@ -135,9 +141,11 @@ def test_a_variant_is_forced_and_let_go(service: Service, client: Client) -> Non
     assert "int8 is forced by ann: a test" in shown and "w8a8" in shown
     kill_the_actor(service)  # the next one knows before it answers
     check(service, asked(client, "again"), "int8", "c-1")
-    assert "policy and load choose" in variant(service, "clear", "net")
+    assert "policy and load choose" in variant(service, "clear", "net", "--by", "bob")
     check(service, answered_by(client, "original"), "original", None)
     assert "is forced" not in variant(service, "list", "net")
+    until(lambda: events(service) == [("net", "1", "int8", "ann", "a test"), ("net", "1", None, "bob", "")], WAIT_S,
+          lambda: events(service))  # fmt: skip
 
 
 def test_a_variant_that_answers_otherwise_is_refused_and_the_original_serves(service: Service, client: Client) -> None:

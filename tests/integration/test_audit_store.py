@@ -297,7 +297,7 @@ def test_a_store_that_may_not_make_roles_is_migrated_all_the_same(own_postgres: 
 def test_migrating_in_many_processes_at_once_is_safe(store_url: str) -> None:
     with ProcessPoolExecutor(4, multiprocessing.get_context("spawn")) as pool:
         assert list(pool.map(migrate, [store_url] * 4)) == [None] * 4
-    assert fetch(store_url, "select version_num from audit.alembic_version") == [("0001",)]
+    assert fetch(store_url, "select version_num from audit.alembic_version") == [("0002",)]
 
 
 def test_an_unreachable_store_is_said_without_a_traceback() -> None:
