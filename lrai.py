@@ -259,6 +259,52 @@ def models_check(directory: Annotated[Path, typer.Argument(help="The model repos
     shown.models(out, list(specs.values()))
 
 
+@app.command("compile")
+def compile_(
+    folder: Annotated[Path, typer.Argument(help="MODELS/<model>/<version>.")],
+    calibration: Annotated[
+        Path | None, typer.Option("--calibration", help="Rows as the model gets them: CSV, JSONL, NPZ or NPY.")
+    ] = None,
+    ignore: Annotated[list[str] | None, typer.Option(help="CSV: a column to leave out; repeat it.")] = None,
+    agreement_min: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of decisions that a variant keeps; 0 takes any.")
+    ] = 0.99,
+    budget: Annotated[float, typer.Option(min=0, help="Error of mixed bit widths, as a share of the outputs.")] = 0.01,
+) -> None:  # fmt: skip
+    """Makes smaller and faster variants of a model, and keeps those worth having beside it."""
+    from infra.commands import compiling  # onnx and the runtime: nothing that other commands need
+    from kernels.compile.compiler import Options
+
+    options = Options(agreement_min, budget)
+    found, spec = compiling.compile_folder(folder, calibration, ignore or [], options, errors)
+    compiling.show(out, found, spec)
+
+
+@app.command()
+def calibrate(
+    model: Annotated[str, typer.Argument(help="Name of the model.")],
+    out_file: Annotated[Path, typer.Option("--out", help="The NPZ file to write.")],
+    from_topic: Annotated[bool, typer.Option("--from-topic", help="From the requests that Kafka still holds.")] = False,
+    rows: Annotated[int, typer.Option("--rows", min=8, max=100_000, help="At most so many, the newest.")] = 1024,
+    priority: Annotated[Priority | None, typer.Option("--priority", help="One of them; all without.")] = None,
+    version: Version = None,
+    models: Models = None, kafka: Kafka = None, prefix: Prefix = None,
+) -> None:  # fmt: skip
+    """Writes recorded requests of a model into a file for `lrai compile --calibration`."""
+    from infra.commands import compiling
+
+    if not from_topic:
+        raise BadSetting("say where the rows come from: --from-topic")
+    settings, specs = _checked(models=models, kafka=kafka, prefix=prefix)
+    chosen = [priority.value] if priority else list(topics.PRIORITIES)
+    names = [topics.requests(settings.prefix, each) for each in chosen]
+    with errors.status("reading requests"):
+        found = compiling.recorded(settings, names, _chosen(specs, model, version), rows)
+    compiling.save(out_file, found)
+    left = f"; {found.left_out} request(s) of other lengths left out" if found.left_out else ""
+    out.print(f"{found.rows} row(s) in {out_file}{left}", markup=False, highlight=False)
+
+
 @deadletter_app.command("list")
 def deadletter_list(
     most: Annotated[int, typer.Option("-n", min=1, max=FILE_ROWS_MAX, help="At most so many.")] = 100,

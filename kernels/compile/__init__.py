@@ -1,0 +1,1 @@
+"""The compiler: an ONNX model in, smaller or faster variants of it out. Offline; an actor imports none of it."""

@@ -1,0 +1,140 @@
+"""The variants that are tried for a net: folded floats, 8 bits, fewer bits in the file, one request a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from kernels.compile import folding, layers, qdq, ranges
+from kernels.compile.importing import Reason
+from kernels.compile.judge import Comparison
+from kernels.compile.layers import FLOAT, Plan, WeightLayer, Width
+from kernels.compile.net import Net
+from kernels.compile.ranges import Scale, Seen
+from kernels.compile.runtime import Runner, Tensors
+from kernels.manifest import Layer, RunOptions
+from kernels.spec import ModelSpec
+
+STATIC = Width(8, 8)
+_FOLDED_WITHIN = 1.5
+Step = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A net to try as a variant. `integer_layers`: how many the runtime must execute in whole numbers."""
+
+    name: str
+    kind: str
+    bits: str
+    net: Net
+    layers: tuple[Layer, ...] = ()
+    options: RunOptions = RunOptions()
+    requests_per_run: int = 0
+    integer_layers: int = 0
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class Bench:
+    """A net with what calibration found out about it."""
+
+    spec: ModelSpec
+    net: Net
+    layers: list[WeightLayer]
+    reasons: list[Reason]
+    feeds: list[Tensors]
+    answers: list[Tensors] = field(default_factory=list)  # of the net itself to the feeds
+    seen: dict[str, Seen] = field(default_factory=dict)
+    scales: dict[str, Scale] = field(default_factory=dict)
+    int8_error: float = 0.0
+
+    def written(self, plan: Plan) -> Net:
+        """The net with the layers at these widths."""
+        return qdq.write(self.net, self.layers, plan, self.scales)
+
+    def error(self, net: Net, options: RunOptions) -> float:
+        """How far the net's answers to the calibration rows are from this one's: see `Comparison.relative`."""
+        runner = Runner(net.model, options)
+        found = Comparison(self.spec)
+        for feed, wanted in zip(self.feeds, self.answers, strict=True):
+            found.update(wanted, runner.run(feed))
+        return found.relative
+
+    def options(self) -> RunOptions:
+        """SkipLayerNormalization is slower than its parts, and keeps biases from their 8-bit MatMul."""
+        normalized = any(node.op_type == "LayerNormalization" for node in self.net.nodes)
+        return RunOptions("all", ("SkipLayerNormFusion",) if normalized else ())
+
+
+def folded(net: Net) -> Candidate | None:
+    """Floats with what comes before and behind the layers moved into them; None where there is nothing to move."""
+    moved, done = folding.fold(net)
+    labelled = folding.labels(moved)
+    if labelled is not moved:
+        done += ("the label is the place of the largest, without a table",)
+    return Candidate("folded", "folded", "fp32", labelled, notes=done) if done else None
+
+
+def base(spec: ModelSpec, net: Net, feeds: Sequence[Tensors], step: Step) -> Bench:
+    """What is quantized: the folded net, unless the scaler is needed, because it evens out what one scale must hold."""
+    plain = folding.labels(net)
+    made = bench(spec, plain, feeds)
+    calibrate(made, step)
+    moved, done = folding.fold(plain)
+    if not done or not made.layers:
+        return made
+    other = bench(spec, moved, feeds)
+    calibrate(other, step)
+    return other if other.int8_error <= _FOLDED_WITHIN * made.int8_error else made
+
+
+def bench(spec: ModelSpec, net: Net, feeds: Sequence[Tensors]) -> Bench:
+    """Runs the feeds once. Raises NotCompiled."""
+    found, reasons = layers.find(net)
+    made = Bench(spec, net, found, reasons, list(feeds))
+    runner = Runner(net.model)
+    made.answers = [runner.run(feed) for feed in feeds]
+    held = layers.eight_bit_tensors(net, found, {each.name: STATIC for each in found})
+    made.seen = ranges.observe(net, set(held.values()), made.feeds)
+    return made
+
+
+def calibrate(made: Bench, step: Step) -> None:
+    """Chooses the scales: by the method whose 8-bit net errs least on the calibration rows."""
+    tried: list[tuple[float, dict[str, Scale]]] = []
+    plan = {each.name: STATIC for each in made.layers}
+    for method in ranges.METHODS:
+        step(f"ranges by {method}")
+        made.scales = {name: ranges.scale_of(seen, method) for name, seen in made.seen.items()}
+        tried.append((made.error(made.written(plan), made.options()), made.scales))
+    made.int8_error, made.scales = min(tried, key=lambda each: each[0])
+
+
+def stored(made: Bench) -> Iterator[Candidate]:
+    """Floats in memory, fewer bits in the file."""
+    for bits in (16, 8, 4):
+        plan = {each.name: Width(bits, 32) for each in made.layers}
+        name, listed = f"weights{bits}", described(made, plan, "every layer alike")
+        yield Candidate(name, name, f"w{bits}", made.written(plan), listed)
+
+
+def static(made: Bench) -> Iterator[Candidate]:
+    """8 bits everywhere."""
+    plan = {each.name: STATIC for each in made.layers}
+    yield Candidate(
+        "int8", "int8", "w8a8", made.written(plan), described(made, plan, "every layer alike"), made.options(),
+        integer_layers=len(plan),
+    )  # fmt: skip
+
+
+def described(made: Bench, plan: Plan, why: str, sensitivity: dict[str, float] | None = None) -> tuple[Layer, ...]:
+    """The layers as the manifest lists them, those that could not be quantized too."""
+    held = layers.eight_bit_tensors(made.net, made.layers, plan)
+    found = []
+    for each in made.layers:
+        width = plan.get(each.name, FLOAT)
+        clipped = made.scales[held[each.source]].clipped if width.activation == 8 else 0.0
+        error = (sensitivity or {}).get(each.name, 0.0)
+        found.append(Layer(each.name, each.op, width.weight, width.activation, error, why, clipped))
+    return (*found, *(Layer(each.node, each.op, 32, 32, 0.0, each.why) for each in made.reasons))

@@ -1,0 +1,341 @@
+"""Compiles one version of a model: tries variants, keeps those worth having, writes them beside model.onnx."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from kernels import devices, manifest
+from kernels.compile import candidates, importing, judge, measure, pareto, rows, runtime
+from kernels.compile.candidates import Candidate
+from kernels.compile.importing import Imported, Reason
+from kernels.compile.judge import AGREEMENT_MIN, Comparison, Refused
+from kernels.compile.net import Net
+from kernels.compile.rows import Rows
+from kernels.compile.runtime import NotCompiled, Runner, Tensors
+from kernels.manifest import Calibration, Golden, Manifest, VariantError
+from kernels.session import KernelError, Session, best_rows
+from kernels.spec import ModelSpec
+
+LOG = "quantization.jsonl"
+GOLDEN_ROWS = 16
+_GOLDEN_BYTES_MAX = 8 << 20
+_BENCH_BYTES_MAX = 8 << 20  # of the calibration rows that methods and widths are compared on
+_BENCH_ROWS = 256
+_DEVIATION_MAX = 1e-4  # where the variant itself errs less
+_INTEGER = {"QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulInteger"}
+_ROUNDING = {"MatMulNBits", "DynamicQuantizeMatMul", "DynamicQuantizeLinear"}  # these round activations on the fly
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """`agreement_min`: the share of decisions that a variant must keep; 0 takes any, for nets without training."""
+
+    agreement_min: float = AGREEMENT_MIN
+    budget: float = 0.01  # of the outputs' root mean square: the error that the mixed widths may make
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A variant that was tried: kept where `refused` is empty."""
+
+    name: str
+    refused: str
+    manifest: Manifest | None = None
+    gains: str = ""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What came out. `original`: its own record, with times and memory; `notes`: what a person should know."""
+
+    folder: Path
+    original: Manifest
+    tried: tuple[Tried, ...]
+    reasons: tuple[Reason, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def kept(self) -> list[Tried]:
+        return [each for each in self.tried if not each.refused]
+
+
+@dataclass
+class _Written:
+    """A candidate in its folder, loaded and judged."""
+
+    candidate: Candidate
+    folder: Path
+    spec: ModelSpec
+    session: Session
+    error: VariantError
+    external: tuple[str, ...] = ()
+    seconds: measure.Seconds = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.candidate.name
+
+
+def compile_model(spec: ModelSpec, given: Rows | None, options: Options, progress: Progress) -> Compiled:
+    """Compiles the model; its variants/ is replaced as a whole at the end. Raises NotCompiled, KernelError."""
+    progress("reading the graph")
+    imported = importing.read(spec)
+    found = given or rows.made(spec, imported.net)
+    with _aside(Path(spec.path).parent / manifest.FOLDER) as aside:
+        return _Compilation(spec, imported, found, options, progress, aside).compiled()
+
+
+class _Compilation:
+    """One compilation, step by step."""
+
+    def __init__(
+        self, spec: ModelSpec, imported: Imported, found: Rows, options: Options, progress: Progress, aside: Path
+    ) -> None:
+        self.spec, self.imported, self.rows, self.options = spec, imported, found, options
+        self.progress, self.aside = progress, aside
+        self.original = Session(spec)
+        self.refused: dict[str, str] = {}
+        self.reasons = list(imported.reasons)
+        self.batches = list(rows.batches(found.judge, spec.rows_fixed))
+        if not self.batches:
+            raise NotCompiled(f"{spec.path}: takes {spec.rows_fixed} rows a run; give at least twice as many")
+        self.answers = [self.original.run(batch) for batch in self.batches]
+        self.written: list[_Written] = []
+
+    def compiled(self) -> Compiled:
+        """Everything, in order."""
+        if self.imported.net is not None:
+            for candidate in self._candidates(self.imported.net):
+                self._try(candidate)
+        by_rows = self._timed()
+        self._choose(by_rows[manifest.ORIGINAL])
+        original, kept = self._recorded(by_rows[manifest.ORIGINAL])
+        self._log(kept)
+        tried = [*kept, *(Tried(name, why) for name, why in self.refused.items())]
+        notes = [self.rows.cost] if self.rows.cost else []
+        return Compiled(self.aside, original, tuple(tried), tuple(self.reasons), tuple(notes))
+
+    def _candidates(self, net: Net) -> Iterator[Candidate]:
+        """Each is made when the one before is done with."""
+        if moved := candidates.folded(net):
+            yield moved
+        feeds = rows.first(self.rows.calibrate, self._bench_rows())
+        made = candidates.base(self.spec, net, list(rows.batches(feeds, self.spec.rows_fixed)), self.progress)
+        self.reasons += made.reasons
+        if not made.layers:
+            self.reasons.append(Reason("", "", "it has no Conv, Gemm or MatMul that could be quantized"))
+            return
+        yield from candidates.stored(made)
+        yield from candidates.static(made)
+
+    def _bench_rows(self) -> int:
+        group = self.rows.calibrate[0]
+        one = sum(array[:1].nbytes for array in group.values())
+        most = max(self.spec.rows_fixed or 1, min(_BENCH_ROWS, _BENCH_BYTES_MAX // max(one, 1)))
+        return max(most, len(self.rows.calibrate))
+
+    def _try(self, candidate: Candidate) -> None:
+        """Writes, loads and judges it; a reason where it must not serve."""
+        self.progress(f"{candidate.name}: judging")
+        folder = self.aside / candidate.name
+        try:
+            external = _save(candidate.net, folder)
+            spec = replace(self.spec, path=str(folder / "model.onnx"), zipmap=False, external=external)
+            session = Session(spec, 1, candidate.options)
+            if not candidate.requests_per_run:
+                judge.batch_invariant(session, self.batches[0])
+            error = self._compared(session, candidate)
+            judge.acceptable(error, self.options.agreement_min)
+            self._executed(candidate, session, error)
+        except (Refused, KernelError, NotCompiled) as err:
+            self.refused[candidate.name] = str(err)
+            shutil.rmtree(folder, ignore_errors=True)
+            return
+        self.written.append(_Written(candidate, folder, spec, session, error, external))
+
+    def _compared(self, session: Session, candidate: Candidate) -> VariantError:
+        found = Comparison(self.spec)
+        for batch, wanted in zip(self.batches, self.answers, strict=True):
+            found.update(wanted, _run(session, batch, candidate.requests_per_run))
+        return found.error()
+
+    def _executed(self, candidate: Candidate, session: Session, error: VariantError) -> None:
+        """Raises Refused where the runtime computes something else than the file says."""
+        model = runtime.optimized(session.spec.path, candidate.options)
+        there = runtime.operators(model)
+        if not candidate.requests_per_run and (hidden := sorted(_ROUNDING & set(there))):
+            raise Refused(f"the runtime would round activations that the graph leaves alone, by {', '.join(hidden)}")
+        whole = sum(there[op] for op in _INTEGER)
+        if whole < candidate.integer_layers:
+            self.reasons.append(
+                Reason("", "", f"{candidate.name}: {whole} of {candidate.integer_layers} layers run in whole numbers")
+            )
+        literal = Runner(candidate.net.model)
+        feeds = [{name: array[:GOLDEN_ROWS] for name, array in self.batches[0].items()}]
+        if self.spec.rows_fixed:
+            feeds = self.batches[:1]
+        executed = [session.run(feed) for feed in feeds]
+        deviation = judge.literal_deviation(self.spec, executed, [literal.run(feed) for feed in feeds])
+        if deviation > max(_DEVIATION_MAX, error.max):
+            raise Refused(f"the runtime's answers are {deviation:.1e} away from what the graph says")
+
+    def _timed(self) -> dict[str, measure.Seconds]:
+        """Seconds by rows of the original and every variant."""
+        sessions = {manifest.ORIGINAL: self.original, **{each.name: each.session for each in self.written}}
+        found = measure.seconds(
+            sessions, self.batches[0], self.spec.rows_fixed, lambda what: self.progress(f"measuring {what}")
+        )
+        for each in self.written:
+            each.seconds = found[each.name]
+        return found
+
+    def _choose(self, original: measure.Seconds) -> None:
+        """Only what nothing else beats stays."""
+        first = _point(manifest.ORIGINAL, 0.0, _file_bytes(Path(self.spec.path).parent, self.spec.external), original)
+        points = {
+            each.name: _point(each.name, each.error.mean, _file_bytes(each.folder, each.external), each.seconds)
+            for each in self.written
+        }
+        by = pareto.front(first, list(points.values()))
+        for each in self.written:
+            if name := by[each.name]:
+                self.refused[each.name] = f"{name} is as good in everything and better in something"
+                shutil.rmtree(each.folder, ignore_errors=True)
+        self.written = [each for each in self.written if each.folder.exists()]
+        self.gains = {name: pareto.gains(first, point) for name, point in points.items()}
+
+    def _recorded(self, original: measure.Seconds) -> tuple[Manifest, list[Tried]]:
+        """Manifests and golden inputs of what stays."""
+        none = VariantError(0.0, 0.0, 1.0 if self.spec.decision or self.spec.threshold is not None else None,
+                            sum(rows.count([each]) for each in self.batches))  # fmt: skip
+        folder = Path(self.spec.path).parent
+        candidate = Candidate(manifest.ORIGINAL, manifest.ORIGINAL, "-", Net(onnx.ModelProto()))
+        itself = _Written(candidate, folder, self.spec, self.original, none, self.spec.external, original)
+        record = self._manifest(itself, None)
+        self.aside.mkdir(parents=True, exist_ok=True)
+        record.write(self.aside / manifest.ORIGINAL_FILE)
+        kept = []
+        for each in self.written:
+            golden = self._golden(each)
+            found = self._manifest(each, golden)
+            found.write(each.folder / manifest.MANIFEST)
+            kept.append(Tried(found.name, "", found, self.gains[found.name]))
+        return record, kept
+
+    def _manifest(self, each: _Written, golden: Golden | None) -> Manifest:
+        candidate = each.candidate
+        self.progress(f"{candidate.name}: measuring memory")
+        alone = candidate.requests_per_run == 1
+        found = measure.profile({1: each.seconds[1]} if alone else each.seconds)
+        feed = {name: np.resize(array, (found.best_rows, *array.shape[1:])) for name, array in self.batches[0].items()}
+        names = ("model.onnx", *each.external)
+        return Manifest(
+            name=candidate.name,
+            kind=candidate.kind,
+            bits=candidate.bits,
+            original_sha256=self.spec.sha256,
+            model_sha256=manifest.sha256(each.folder, names),
+            calibration=Calibration(self.rows.source, self.rows.sha256, self.rows.calibrate_rows),
+            compiler=version("lrai"),
+            runtime=onnxruntime.__version__,
+            cpu_features=devices.cpu_features(),
+            provider="CPUExecutionProvider",
+            provider_options={},
+            session=candidate.options,
+            requests_per_run=candidate.requests_per_run,
+            profile=found,
+            file_bytes=_file_bytes(each.folder, each.external),
+            memory_bytes=measure.memory_bytes(each.spec, candidate.options, feed),
+            error=each.error,
+            layers=candidate.layers,
+            golden=golden,
+        )
+
+    def _golden(self, each: _Written) -> Golden:
+        """Some rows and the variant's own answers to them, in one run."""
+        one = sum(array[:1].nbytes for array in self.batches[0].values())
+        n = self.spec.rows_fixed or max(1, min(GOLDEN_ROWS, _GOLDEN_BYTES_MAX // max(one, 1)))
+        feed = {name: array[:n] for name, array in self.batches[0].items()}
+        answers = _run(each.session, feed, each.candidate.requests_per_run)
+        arrays = {f"input/{name}": array for name, array in feed.items()}
+        arrays |= {f"output/{name}": array for name, array in answers.items()}
+        plain = {name: array.astype(str) if array.dtype == object else array for name, array in arrays.items()}
+        np.savez(each.folder / manifest.GOLDEN, **plain)  # type: ignore[arg-type]
+        return Golden(manifest.GOLDEN, rows.count([feed]))
+
+    def _log(self, kept: list[Tried]) -> None:
+        """Which layer, how many bits, and why: a JSON object a line."""
+        lines = [
+            {"variant": each.name, **asdict(layer)} for each in kept if each.manifest for layer in each.manifest.layers
+        ]
+        lines += [{"variant": name, "refused": why} for name, why in self.refused.items()]
+        lines += [{"variant": manifest.ORIGINAL, **asdict(each)} for each in self.reasons]
+        for each in self.written:
+            lines += [{"variant": each.name, "note": note} for note in each.candidate.notes]
+        text = "".join(json.dumps(each) + "\n" for each in lines)
+        (self.aside / LOG).write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def _aside(folder: Path) -> Iterator[Path]:
+    """A folder to write into that takes the place of `folder` when all went well, and is gone when not."""
+    aside, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
+    try:
+        for each in (aside, old):
+            shutil.rmtree(each, ignore_errors=True)
+        aside.mkdir(parents=True)
+        yield aside
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(aside, folder)
+    except OSError as err:
+        what = f"{err.filename or aside}: {err.strerror or err}"
+        fix = "make room or correct the permissions, then compile again"
+        raise NotCompiled(f"nothing was changed: {what}; {fix}") from err
+    finally:
+        for each in (aside, old):
+            shutil.rmtree(each, ignore_errors=True)
+
+
+def _save(net: Net, folder: Path) -> tuple[str, ...]:
+    """Writes model.onnx, weights beside it where one file cannot hold them. The names of these files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "model.onnx"
+    large = net.model.ByteSize() > importing.BYTES_MAX
+    if not large:
+        importing.checked(net.model, str(path))
+    onnx.save(net.model, path, save_as_external_data=large, location="weights")
+    return ("weights",) if large else ()
+
+
+def _run(session: Session, feed: Tensors, requests_per_run: int) -> Tensors:
+    """All at once, or row by row where a run holds one request."""
+    if not requests_per_run:
+        return session.run(feed)
+    n = rows.count([feed])
+    return runtime.joined(
+        [session.run({name: array[row : row + 1] for name, array in feed.items()}) for row in range(n)]
+    )
+
+
+def _file_bytes(folder: Path, external: tuple[str, ...]) -> int:
+    return sum((folder / name).stat().st_size for name in ("model.onnx", *external))
+
+
+def _point(name: str, error: float, file_bytes: int, by_rows: measure.Seconds) -> pareto.Point:
+    best = best_rows(by_rows)
+    times = (measure.at(by_rows, 1), measure.at(by_rows, 8), by_rows[best] / best)
+    return pareto.Point(name, error, file_bytes, times)
