@@ -16,6 +16,11 @@ class LaneIds:
     group: str
     member: str
 
+    @property
+    def transactional(self) -> tuple[str, str]:
+        """The ids of the producers that take turns."""
+        return f"{self.member}-a", f"{self.member}-b"
+
     @classmethod
     def of(cls, settings: Settings, role: str, slot: int) -> LaneIds:
         """`role`: `coalesce-<priority>`, `work-<model>-<version>-<priority>` or `audit`."""
@@ -59,11 +64,15 @@ def consumer(settings: Settings, ids: LaneIds) -> dict[str, Any]:
     }
 
 
-def producer(settings: Settings, ids: LaneIds) -> dict[str, Any]:
+def producers(settings: Settings, ids: LaneIds) -> list[dict[str, Any]]:
     """Transactional."""
+    return [_producer(settings, each) for each in ids.transactional]
+
+
+def _producer(settings: Settings, transactional_id: str) -> dict[str, Any]:
     return {
-        **common(settings, ids.member),
-        "transactional.id": ids.member,
+        **common(settings, transactional_id),
+        "transactional.id": transactional_id,
         "transaction.timeout.ms": settings.transaction_timeout_ms,
         "linger.ms": 5,
         "batch.num.messages": 10_000,

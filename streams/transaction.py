@@ -18,7 +18,6 @@ OPEN_S_MAX = 300.0
 COMMIT_S_MAX = 120.0
 SAY_S = 5.0
 STUCK_S = 6.0
-MARKERS_S = 0.003  # the broker writes a transaction's markers after the commit; who begins before waits 20 ms in librdkafka
 SLICE = 256  # records between two chances for other threads
 T = TypeVar("T")
 
@@ -36,23 +35,36 @@ class Overdue(LraiError):
 
 
 class KafkaSink:
-    """One transactional producer. A transaction begins when the window's function has returned, never before: an open
-    one hides everything behind it in a partition from those who read committed records."""
+    """Transactional producers that take turns. A transaction begins when the window's function has returned, never
+    before: an open one hides everything behind it in a partition from those who read committed records.
 
-    def __init__(self, config: Mapping[str, Any], transaction_timeout_s: float) -> None:
-        self.producer = Producer(dict(config))
+    The broker writes the markers of a transaction after it has confirmed the commit; a producer that begins the next
+    one before they are there is put off, and librdkafka then waits for 20 ms. So the next one is another producer's.
+    The offsets of both are applied in the order of their commits (the broker keeps the later record).
+    """
+
+    def __init__(self, configs: Sequence[Mapping[str, Any]], transaction_timeout_s: float) -> None:
+        self.producers = [Producer(dict(each)) for each in configs]
+        self.turn = 0
         self.timeout_s = transaction_timeout_s
-        self.began = self.ended = 0.0
+        self.began = 0.0
         self.opened = False
         self.beat: Callable[[], None] = lambda: None
         self.calling = 0.0
 
     def open(self, beat: Callable[[], None]) -> None:
-        """Fences and ends the transaction of a predecessor; a second call does nothing."""
+        """Fences and ends the transactions of a predecessor; a second call does nothing."""
         self.beat = beat
         if not self.opened:
-            self._until(lambda: self.producer.init_transactions(CALL_S), OPEN_S_MAX, beat)
+            for _ in self.producers:
+                self._until(lambda: self.producer.init_transactions(CALL_S), OPEN_S_MAX, beat)
+                self.turn += 1
             self.opened = True
+
+    @property
+    def producer(self) -> Producer:
+        """Whose turn it is."""
+        return self.producers[self.turn % len(self.producers)]
 
     def positions(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> Mapping[Partition, int | None]:
         """The committed offsets of the group."""
@@ -74,7 +86,6 @@ class KafkaSink:
     def write(self, member: Any, window: Window, outcome: Outcome, beat: Callable[[], None]) -> None:
         """Raises Discarded when the transaction had to be aborted, Overdue, Fenced, KafkaException."""
         offsets = [TopicPartition(each.topic, each.partition, each.stop) for each in window.ranges]
-        time.sleep(max(0.0, self.ended + MARKERS_S - time.monotonic()))
         self.began = time.monotonic()
         try:
             self.producer.begin_transaction()
@@ -86,7 +97,7 @@ class KafkaSink:
             self._until(lambda: self.producer.commit_transaction(CALL_S), COMMIT_S_MAX, beat)
         except KafkaException as err:
             self._abort(err.args[0], beat, err)
-        self.ended = time.monotonic()
+        self.turn += 1
 
     def stuck(self, now: float) -> bool:
         """Whether a call, tried again and again, lasts far longer than any should."""
@@ -94,7 +105,8 @@ class KafkaSink:
 
     def close(self) -> None:
         """Nothing is open between windows."""
-        self.producer.flush(1.0)
+        for each in self.producers:
+            each.flush(1.0)
 
     def _produce(self, block: Block) -> None:
         produce: Any = self.producer.produce

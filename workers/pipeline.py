@@ -91,13 +91,11 @@ class Children:
         args = (self.settings, self.key, self.specs, priority, instance, self._port())
         ids = clients.LaneIds.of(self.settings, f"coalesce-{priority}", instance)
         nice = roles.BULK_NICE if priority == "bulk" else 0
-        self._add(ids.member, roles.coalesce, args, 1, (ids.member,), nice=nice)
+        self._add(ids.member, roles.coalesce, args, 1, ids.transactional, nice=nice)
 
     def work(self, spec: ModelSpec, instance: int) -> None:
-        ids = [
-            clients.LaneIds.of(self.settings, f"work-{spec.model}-{spec.version}-{priority}", instance).member
-            for priority in PRIORITIES
-        ]
+        roles_ = [f"work-{spec.model}-{spec.version}-{priority}" for priority in PRIORITIES]
+        ids = [each for role in roles_ for each in clients.LaneIds.of(self.settings, role, instance).transactional]
         name = f"{self.settings.prefix}-work-{spec.model}-{spec.version}-{self.settings.node}-{instance}"
         args = (self.settings, spec, instance, self._port())
         self._add(name, roles.work, args, len(PRIORITIES), tuple(ids), stand_in=roles.stand_in)

@@ -74,7 +74,7 @@ def coalesce(
     lane = _lane(
         settings, role, ids, [topics.requests(settings.prefix, priority)],
         function=Coalesce(catalog, registry, bounds, how, replies),
-        sink=KafkaSink(clients.producer(settings, ids), settings.transaction_timeout_ms / 1000),
+        sink=KafkaSink(clients.producers(settings, ids), settings.transaction_timeout_ms / 1000),
         limits=LaneLimits(settings.window_s(priority), settings.window_records_max, settings.window_bytes_max),
         beat=beat, assigned=lambda: slot.ready(time.monotonic()),
     )  # fmt: skip
@@ -127,7 +127,7 @@ def _actor(
     start(settings, port)
     roles = [f"work-{spec.model}-{spec.version}-{priority}" for priority in PRIORITIES]
     ids = [clients.LaneIds.of(settings, role, instance) for role in roles]
-    sinks = [KafkaSink(clients.producer(settings, each), settings.transaction_timeout_ms / 1000) for each in ids]
+    sinks = [KafkaSink(clients.producers(settings, each), settings.transaction_timeout_ms / 1000) for each in ids]
     beats = [_beating(slot, number) for number in range(len(PRIORITIES))]
     with ThreadPoolExecutor(len(sinks)) as pool:  # all at once: until then what was left open holds up other models
         list(pool.map(lambda sink, beat: sink.open(beat), sinks, beats))

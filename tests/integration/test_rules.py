@@ -60,7 +60,7 @@ class Rig:
 
     def lane(self, slot: int, function: Callable[[Window, int], Outcome] | None = None) -> Lane:
         ids = clients.LaneIds(self.group, f"{self.group}-n-{slot}")
-        sink = KafkaSink(clients.producer(self.settings, ids), self.settings.transaction_timeout_ms / 1000)
+        sink = KafkaSink(clients.producers(self.settings, ids), self.settings.transaction_timeout_ms / 1000)
         lane = Lane(
             f"copy-{slot}", clients.consumer(self.settings, ids), [self.source], function or self.copy, sink,
             LaneLimits(0.02, 1000, 1024 * 1024), LaneMeters("copy"), lambda: None, lambda: None,
