@@ -214,8 +214,8 @@ def _spread(argument: Argument, rows: F64, waiting: dict[int, F64], real: F64, r
 def _dot(rows: F64, values: F64) -> F64:
     """rows float64[1 or tasks, rows, n] times values float64[tasks, n]: float64[tasks, rows]."""
     if len(rows) == 1:
-        return values @ rows[0].T
-    return np.matmul(rows, values[:, :, None])[:, :, 0]
+        return np.asarray(values @ rows[0].T)
+    return np.asarray(np.matmul(rows, values[:, :, None])[:, :, 0])
 
 
 def _times(values: F64, matrix: F64 | None) -> F64:

@@ -103,6 +103,9 @@ class Term:
     def dense(self, n: int) -> F64:
         return np.eye(n) if self.matrix is None else self.matrix
 
+    def size(self, n: int) -> F64:
+        return np.eye(n) if self.magnitude is None else self.magnitude
+
 
 def _product(a: F64 | None, b: F64 | None) -> F64 | None:
     return b if a is None else a if b is None else a @ b
@@ -144,10 +147,9 @@ class Expression:
         terms = dict(self.terms)
         n = self.size
         for base, term in other.terms.items():
-            matrix, magnitude = sign * term.dense(n), np.abs(term.dense(n)) if term.magnitude is None else term.magnitude
+            matrix, magnitude = sign * term.dense(n), term.size(n)
             if (mine := terms.get(base)) is not None:
-                matrix = matrix + mine.dense(n)
-                magnitude = magnitude + (np.eye(n) if mine.magnitude is None else mine.magnitude)
+                matrix, magnitude = matrix + mine.dense(n), magnitude + mine.size(n)
             terms[base] = Term(matrix, magnitude)
         total = max(self.count, other.count) + count
         size = self.magnitude + other.magnitude + (TINY if count else 0.0)

@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from kernels.proof.ir import F64, Function
 
+Flags = npt.NDArray[np.bool_]
 GRID = 256.0
 _SLACK = 2.0**-42  # of the numbers that a constant is computed from: our own rounding, with room
 
@@ -156,17 +158,18 @@ def paired(f: Function, g: Function, z: Range, zv: Range, d: Range, ours: Lines,
         assert second is not None
         constant = -_largest(vertices, f, g, slope, second, -1.0) - noise
         lower = _better(lower, Bound(slope, constant, second), d, -1.0, z)
-    level = Range(-_largest(vertices, f, g, zero, zero, -1.0) - noise, _largest(vertices, f, g, zero, zero, 1.0) + noise)
-    return Lines(lower, upper, level.meet(apart))
+    least, most = (_largest(vertices, f, g, zero, zero, sign) + noise for sign in (-1.0, 1.0))
+    return Lines(lower, upper, Range(-least, most).meet(apart))
 
 
-def _vertices(f: Function, g: Function, z: Range, zv: Range, d: Range) -> tuple[F64, F64, F64]:
+def _vertices(f: Function, g: Function, z: Range, zv: Range, d: Range) -> tuple[F64, F64, Flags]:
     """z, d and whether it counts, float64[vertices, tasks, n], of the region cut by the functions' breaks."""
     shape = z.low.shape
     zs = [z.low, z.high, *(np.full(shape, each) for each in f.breaks)]
     vs = [zv.low, zv.high, *(np.full(shape, each) for each in g.breaks)]
     ds = [d.low, d.high]
-    pairs = [(a, b) for a in zs for b in ds] + [(a, v - a) for a in zs for v in vs] + [(v - b, b) for v in vs for b in ds]
+    pairs = [(a, b) for a in zs for b in ds]
+    pairs += [(a, v - a) for a in zs for v in vs] + [(v - b, b) for v in vs for b in ds]
     at, by = np.stack([a for a, _ in pairs]), np.stack([b for _, b in pairs])
     room = _SLACK * (z.size + zv.size + d.size)
     fits = (at >= z.low - room) & (at <= z.high + room) & (by >= d.low - room) & (by <= d.high + room)
@@ -176,12 +179,12 @@ def _vertices(f: Function, g: Function, z: Range, zv: Range, d: Range) -> tuple[
     return at, by, fits
 
 
-def _largest(vertices: tuple[F64, F64, F64], f: Function, g: Function, slope: F64, second: F64, sign: float) -> F64:
+def _largest(vertices: tuple[F64, F64, Flags], f: Function, g: Function, slope: F64, second: F64, sign: float) -> F64:
     """max of sign * (g(z + d) - f(z) - slope d - second z), with room for our rounding."""
     at, by, fits = vertices
     value = sign * (g.at(at + by) - f.at(at) - slope * by - second * at)
     room = _SLACK * np.max(np.where(fits, np.abs(at) + np.abs(by), 0.0), 0)
-    return np.max(np.where(fits, value, -np.inf), 0) + 4 * room
+    return np.asarray(np.max(np.where(fits, value, -np.inf), 0) + 4 * room)
 
 
 def _same_smooth(f: Function, z: Range, zv: Range, d: Range, lower: Bound, upper: Bound) -> tuple[Bound, Bound]:
@@ -207,7 +210,9 @@ def _same_smooth(f: Function, z: Range, zv: Range, d: Range, lower: Bound, upper
 def _extent(d: Range, z: Range, lower: Bound, upper: Bound) -> Range:
     """The range that lines allow."""
     assert lower.second is not None and upper.second is not None
-    low = np.minimum(lower.slope * d.low, lower.slope * d.high) + np.minimum(lower.second * z.low, lower.second * z.high)
-    high = np.maximum(upper.slope * d.low, upper.slope * d.high) + np.maximum(upper.second * z.low, upper.second * z.high)
+    low = np.minimum(lower.slope * d.low, lower.slope * d.high)
+    low = low + np.minimum(lower.second * z.low, lower.second * z.high)
+    high = np.maximum(upper.slope * d.low, upper.slope * d.high)
+    high = high + np.maximum(upper.second * z.low, upper.second * z.high)
     room = _SLACK * (1 + d.size + z.size)
     return Range(low + lower.constant - room, high + upper.constant + room)

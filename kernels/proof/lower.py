@@ -144,7 +144,7 @@ class Lowering:
             found = ReferenceEvaluator(_alone(node, feeds, self.proto)).run(None, feeds)
         except Exception as err:  # the reference raises whatever numpy does
             raise Unsupported(f"constant node {node.output[0]!r} ({node.op_type}): {err}") from None
-        self.constants.update(zip(node.output, found, strict=True))
+        self.constants.update({name: np.asarray(each) for name, each in zip(node.output, found, strict=True)})
 
     def _dequantized(self, node: NodeProto) -> Array:
         values, scale = self.constants[node.input[0]], self.constants[node.input[1]].astype(np.float32)
@@ -204,7 +204,7 @@ def _input(graph: GraphProto) -> tuple[str, tuple[int, ...]]:
     unknown = [each.dim_param or "?" for each in dims[1:] if each.dim_value <= 0]
     if unknown:
         raise BadProblem(
-            f"input {inputs[0].name!r} has sizes that vary beside its rows ({', '.join(unknown)}); fix them in the export"
+            f"input {inputs[0].name!r} has sizes that vary beside its rows ({', '.join(unknown)}); fix them"
         )
     return inputs[0].name, tuple(each.dim_value for each in dims[1:])
 

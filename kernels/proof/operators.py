@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from onnx import NodeProto, TensorProto
 
+from kernels.proof.deviations import note
 from kernels.proof.ir import Function, Unsupported
 from kernels.proof.lower import Array, Lowering, Operator, Tensor, attribute
-from kernels.proof.windows import windows
+from kernels.proof.windows import out_sizes, windows
 
 _LEVELS = {
     np.dtype(np.uint8): (0, 255),
@@ -18,7 +19,6 @@ _LEVELS = {
     np.dtype(np.uint16): (0, 65535),
     np.dtype(np.int16): (-32768, 32767),
 }
-_INT32_TERM = 255 * 128  # the largest product of an 8-bit activation and weight
 
 
 def linear(state: Lowering, source: Tensor, weights: Array, bias: Array | None, out: tuple[int, ...], terms: int,
@@ -193,7 +193,7 @@ def _matmul(state: Lowering, node: NodeProto) -> Tensor:
     source, weights = state.of(node), state.constant(node, 1)
     if weights.ndim != 2 or not source.shape or source.shape[-1] != weights.shape[0]:
         raise Unsupported(f"MatMul {node.output[0]!r} of shapes {source.shape} and {weights.shape}")
-    _note_integers(state, node, weights.shape[0])
+    note(state, node, weights.shape[0])
     blocks = source.expression.size // weights.shape[0]
     matrix = weights.T if blocks == 1 else np.kron(np.eye(blocks), weights.T)
     out = (*source.shape[:-1], weights.shape[1])
@@ -207,7 +207,7 @@ def _gemm(state: Lowering, node: NodeProto) -> Tensor:
     if attribute(node, "transA", 0) or weights.shape[1] != source.expression.size:
         raise Unsupported(f"Gemm {node.output[0]!r} with transA or other sizes than its input")
     bias = np.broadcast_to(np.asarray(state.constant(node, 2, np.zeros(1)), np.float64) * beta, (1, len(weights)))
-    _note_integers(state, node, weights.shape[1])
+    note(state, node, weights.shape[1])
     wide = np.asarray(weights, np.float64) * alpha
     out = (len(weights),)
     return linear(state, source, wide, bias, out, weights.shape[1], f"lin({source.signature},{out})")
@@ -228,16 +228,10 @@ def _conv(state: Lowering, node: NodeProto) -> Tensor:
             valid = np.flatnonzero(index[k] >= 0)
             matrix[o, valid, first : first + per, index[k][valid]] += flat[o, :, k]
     bias = np.repeat(np.asarray(state.constant(node, 2, np.zeros(out)), np.float64), positions)
-    _note_integers(state, node, flat[0].size)
-    shape = (out, *_out_shape(source.shape[1:], kernel, node))
+    note(state, node, flat[0].size)
+    shape = (out, *out_sizes(source.shape[1:], kernel, node))
     wide = matrix.reshape(out * positions, channels * area)
     return linear(state, source, wide, bias, shape, flat[0].size, f"lin({source.signature},{shape})")
-
-
-def _out_shape(sizes: tuple[int, ...], kernel: tuple[int, ...], node: NodeProto) -> tuple[int, ...]:
-    from kernels.proof.windows import out_sizes
-
-    return out_sizes(sizes, kernel, node)
 
 
 def _pool(state: Lowering, node: NodeProto) -> Tensor:
@@ -246,7 +240,7 @@ def _pool(state: Lowering, node: NodeProto) -> Tensor:
     whole = node.op_type == "GlobalAveragePool"
     kernel = sizes if whole else tuple(attribute(node, "kernel_shape", ()))
     index = np.arange(int(np.prod(sizes)))[:, None] if whole else windows(sizes, kernel, node)
-    shape = (source.shape[0], *((1,) * len(sizes) if whole else _out_shape(sizes, kernel, node)))
+    shape = (source.shape[0], *((1,) * len(sizes) if whole else out_sizes(sizes, kernel, node)))
     if node.op_type == "MaxPool":
         return _max_pool(state, node, source, index, shape)
     valid = index >= 0
@@ -350,24 +344,6 @@ def _dequantize(state: Lowering, node: NodeProto) -> Tensor:
     if source.scale != (float(scale.reshape(())), int(zero.reshape(())), _LEVELS[zero.dtype][0]):
         raise Unsupported(f"DequantizeLinear {node.output[0]!r} with another scale than its QuantizeLinear")
     return Tensor(source.expression, source.shape, source.signature)
-
-
-def _note_integers(state: Lowering, node: NodeProto, terms: int) -> None:
-    """Where the runtime's default session would compute this product otherwise than the graph says."""
-    made = [state.makers.get(name) for name in node.input[:3]]
-    of = [each is not None and each.op_type == "DequantizeLinear" for each in made]
-    if len(of) < 2 or not of[1]:
-        return
-    where = f"{node.op_type} {node.output[0]!r}"
-    if not of[0] and node.op_type != "Conv" and not attribute(node, "transB", 0):
-        state.net.odd.append(f"{where}: its weights alone are quantized, which the runtime turns into MatMulNBits")
-    if of[0] and terms * _INT32_TERM >= 2**31:
-        state.net.odd.append(f"{where}: {terms} products may overflow the int32 accumulator")
-    if of[0] and len(of) > 2 and of[2]:
-        scales = [np.asarray(state.constants.get(each.input[1], np.nan), np.float64).reshape(-1) for each in made if each]
-        off = np.abs(scales[2] - scales[0] * scales[1]) > 2.0**-20 * np.abs(scales[2])
-        if off.any() or not np.isfinite(scales[2]).all():
-            state.net.odd.append(f"{where}: the scale of its int32 bias is not the product of the other scales")
 
 
 OPERATORS: dict[str, Operator] = {

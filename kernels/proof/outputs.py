@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from kernels.proof.bounds import Analysis
 from kernels.proof.ir import F64, BadProblem, Net
@@ -69,15 +70,15 @@ def softmax_rounding(n: int) -> float:
     return float((n + 32) * 2.0**-23)
 
 
-def _of(influence: F64, at: F64) -> F64:
+def _of(influence: F64, at: npt.NDArray[np.int64]) -> F64:
     if len(influence) == 1:
-        return np.abs(influence[0][at])
-    return np.abs(influence[np.arange(len(influence)), at])
+        return np.asarray(np.abs(influence[0][at]))
+    return np.asarray(np.abs(influence[np.arange(len(influence)), at]))
 
 
-def _differences(n: int, first: F64 | int) -> F64:
+def _differences(n: int, i: int) -> F64:
     """Rows e_j - e_i for the others j of one i."""
-    return np.delete(np.eye(n), first, 0) - np.eye(n)[first]
+    return np.asarray(np.delete(np.eye(n), i, 0) - np.eye(n)[i])
 
 
 def _label(analysis: Analysis, n: int) -> Worst:

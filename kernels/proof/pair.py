@@ -36,7 +36,7 @@ class Form:
 
 @dataclass
 class Product:
-    """Both nets. Nodes: 0 the input, then the original's unaries, then two for each of the variant's: value, difference."""
+    """Both nets. Nodes: 0 the input, then the original's unaries, then value and difference of the variant's."""
 
     original: Net
     variant: Net

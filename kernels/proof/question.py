@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import onnx
 from onnx import NodeProto, TensorProto
 
 from kernels.proof import runtime
+from kernels.proof.deviations import adjacent
 from kernels.proof.ir import F64, BadProblem, Net, Unsupported
 from kernels.proof.lower import Lowering, attribute, load
 from kernels.proof.outputs import Quantity, measured
@@ -32,7 +33,7 @@ class Question:
     semantics: dict[str, object]
     product: Product | None
     reason: str
-    served: runtime.Model | None = None  # the variant in a default session, where that computes something else
+    served: tuple[runtime.Model, runtime.Model] | None = None  # in default sessions, which compute something else
 
     def replay(self, x: npt.NDArray[np.float32]) -> F64:
         """The runtime's own |variant - original|, float64[rows] of float32[rows, features]."""
@@ -41,6 +42,10 @@ class Question:
     def confirmed(self, x: npt.NDArray[np.float32]) -> float:
         """The least that one row x differs, alone and in a batch."""
         return float(min(self.replay(x[None])[0], self.replay(np.repeat(x[None], 7, 0)).min()))
+
+    def by_default(self) -> Question | None:
+        """The same question about default sessions, where they compute something else; only to be tested."""
+        return replace(self, sessions=self.served, served=None, product=None) if self.served else None
 
 
 def ask(original: Path, variant: Path, quantity: Quantity, options: runtime.Options | None = None) -> Question:
@@ -59,15 +64,15 @@ def ask(original: Path, variant: Path, quantity: Quantity, options: runtime.Opti
     except Unsupported as err:
         reason = str(err)
     odd = [each for net in nets for each in net.odd]
-    if runtime.saturates(features) and any(node.op_type == "QuantizeLinear" for node in protos[1].graph.node):
+    quantized = [any(node.op_type == "QuantizeLinear" for node in proto.graph.node) for proto in protos]
+    if any(quantized) and runtime.saturates(features):
         odd.append("products of uint8 and int8 may saturate on this machine, which has no VNNI")
-    written = runtime.Options(config=dict(runtime.AS_WRITTEN)) if odd else runtime.Options()
+    default = runtime.Options()
+    written = runtime.Options(config=dict(runtime.AS_WRITTEN)) if odd else default
     chosen = options or written
-    sessions = (
-        runtime.Model(protos[0], ends[0].tensor, written if odd and not options else runtime.Options()),
-        runtime.Model(protos[1], ends[1].tensor, chosen),
-    )
-    served = runtime.Model(protos[1], ends[1].tensor, runtime.Options()) if odd and not options else None
+    tensors = [end.tensor for end in ends]
+    sessions = _sessions(protos, tensors, default if options else written, chosen)
+    served = _sessions(protos, tensors, default, default) if odd and not options else None
     if options and odd and options.config.get("session.disable_quant_qdq") != "1" and not options.disabled:
         reason = reason or f"the session of the manifest computes something else than the graph: {odd[0]}"
     net = nets[0] if nets else Net(0, ending=ends[0].kind)
@@ -78,6 +83,12 @@ def ask(original: Path, variant: Path, quantity: Quantity, options: runtime.Opti
     facts = runtime.semantics(chosen, odd)
     outputs = (ends[0].tensor, ends[1].tensor)
     return Question(quantity, sessions, net, int(np.prod(shape)), shape, outputs, facts, product, reason, served)
+
+
+def _sessions(
+    protos: tuple[onnx.ModelProto, onnx.ModelProto], tensors: list[str], first: runtime.Options, second: runtime.Options
+) -> tuple[runtime.Model, runtime.Model]:
+    return runtime.Model(protos[0], tensors[0], first), runtime.Model(protos[1], tensors[1], second)
 
 
 @dataclass(frozen=True)
@@ -117,7 +128,7 @@ def _before_label(names: list[str], makers: dict[str, NodeProto]) -> str:
     for _ in range(64):
         node = makers.get(left.pop()) if left else None
         if node is not None and node.op_type == "ArgMax":
-            return node.input[0]
+            return str(node.input[0])
         left.extend(reversed(node.input) if node is not None else ())
     raise BadProblem(f"the graph has no float output; its outputs are {names}")
 
@@ -139,6 +150,7 @@ def _net(state: Lowering, ending: Ending) -> Net:
     found = state.tensor(ending.tensor)
     if ending.kind == "softmax" and len([each for each in found.shape if each != 1]) > 1:
         raise Unsupported(f"Softmax over one axis of a tensor of shape {found.shape} is not modelled")
+    adjacent(state)
     state.net.output, state.net.ending = ending.tensor, ending.kind
     return state.net
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -174,8 +175,8 @@ class Search:
                 nothing = np.full(1, np.inf)
                 return Worst(nothing, nothing, np.ones_like(low)), [str(err)]
         parts = [self._bounded(low[at : at + 1], high[at : at + 1]) for at in range(len(low))]
-        worst = Worst(*(np.concatenate(each) for each in zip(*((w.bound, w.real, w.influence) for w, _ in parts), strict=True)))  # fmt: skip
-        return worst, [reason for _, (reason,) in parts]
+        fields = [[each.bound, each.real, each.influence] for each, _ in parts]
+        return Worst(*map(np.concatenate, zip(*fields, strict=True))), [reason for _, (reason,) in parts]
 
     def _settle(self, part: list[tuple[int, Box]], worst: Worst, reasons: list[str]) -> None:
         left = []
@@ -235,10 +236,8 @@ class Search:
 def batch_size(product: Product) -> int:
     """Boxes that are analysed together, bounded by memory and time."""
     sizes = [product.original.features, *(each.argument.size for each in product.variant.unaries)]
-    widest = max(sizes)
-    flops = sum(12.0 * b * sum(x * y for x, y in zip(sizes[: at + 1], sizes[1 : at + 2], strict=False))
-                for at, b in enumerate(sizes[1:]))  # fmt: skip
     outputs = product.original.tensors[product.original.output].size
-    flops += 12.0 * min(outputs**2, 1000) * sum(x * y for x, y in zip(sizes, sizes[1:], strict=False))
-    rows = 2 * max([*sizes[1:], min(outputs**2, 1000)])
+    products = list(accumulate(x * y for x, y in pairwise(sizes)))
+    flops = sum(12.0 * rows * work for rows, work in zip([*sizes[2:], min(outputs**2, 1000)], products, strict=True))
+    widest, rows = max(sizes), 2 * max([*sizes[1:], min(outputs**2, 1000)])
     return int(max(1, min(_BATCH_MAX, _BATCH_BYTES / (8.0 * rows * widest * 3), _BATCH_FLOPS / (flops + 1))))

@@ -39,7 +39,8 @@ class Verification:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         tasks = [_task(*each, self.epsilon) for each in zip(self.outcomes, self.statistics, strict=True)]
-        counts = {name: sum(each.verdict == name for each in self.outcomes) for name in ("PROVED", "REFUTED", "UNKNOWN")}
+        found = [each.verdict for each in self.outcomes]
+        counts = {name: found.count(name) for name in ("PROVED", "REFUTED", "UNKNOWN")}
         return {
             "tasks": tasks,
             "counts": counts,
