@@ -46,7 +46,7 @@ def spec_of(folder: Path) -> ModelSpec:
 
 
 def rows_of(path: Path, spec: ModelSpec, ignored: Sequence[str]) -> rows.Rows:
-    """The rows of a calibration file: CSV, JSONL, NPZ, or NPY for a model with one input. Raises BadFile, NotCompiled."""
+    """The rows of a file: CSV, JSONL, NPZ, or NPY for a model with one input. Raises BadFile, NotCompiled."""
     if path.suffix.lower() == ".npy":
         groups = [_npy(path, spec)]
     else:

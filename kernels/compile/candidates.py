@@ -29,7 +29,7 @@ class Candidate:
     bits: str
     net: Net
     layers: tuple[Layer, ...] = ()
-    options: RunOptions = RunOptions()
+    options: RunOptions = field(default_factory=RunOptions)
     requests_per_run: int = 0
     integer_layers: int = 0
     notes: tuple[str, ...] = ()

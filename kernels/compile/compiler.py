@@ -16,7 +16,7 @@ import onnx
 import onnxruntime
 
 from kernels import devices, manifest
-from kernels.compile import candidates, importing, judge, measure, pareto, rows, runtime
+from kernels.compile import candidates, importing, judge, measure, mixed, pareto, rows, runtime
 from kernels.compile.candidates import Candidate
 from kernels.compile.importing import Imported, Reason
 from kernels.compile.judge import AGREEMENT_MIN, Comparison, Refused
@@ -140,6 +140,7 @@ class _Compilation:
             return
         yield from candidates.stored(made)
         yield from candidates.static(made)
+        yield from mixed.candidates(made, self.options.budget, self.progress)
 
     def _bench_rows(self) -> int:
         group = self.rows.calibrate[0]
