@@ -21,7 +21,7 @@ import typer
 from confluent_kafka import KafkaException
 from rich.console import Console
 
-from infra.commands import deadletters, reading, request_files, sending, shown
+from infra.commands import deadletters, proving, reading, request_files, sending, shown
 from infra.commands import status as states
 from infra.commands import variants as variant_commands
 from kernels import repository
@@ -49,6 +49,8 @@ audit_app = _app("The audit store.")
 for name, each in (("run", run_app), ("models", models_app), ("deadletter", deadletter_app), ("audit", audit_app)):
     app.add_typer(each, name=name)
 app.add_typer(variant_commands.app, name="variant")
+app.command("verify")(proving.verify)
+app.add_typer(proving.certificate_app, name="certificate")
 errors = Console(stderr=True)
 out = Console(width=None if sys.stdout.isatty() else 240)  # a pipe has no edge to wrap at
 

@@ -87,11 +87,13 @@ class Analysis:
     def _single(self, node: int, f: Function, expression: Expression, form: Form) -> None:
         mine = node <= len(self.product.original.unaries)
         argument = self._argument(form, expression if mine else None, None if mine else expression)
-        z = self._range(argument, f.breaks, f.smooth or bool(f.step))
-        noise = f.noise[1] if self.floats else 0.0
-        lines = single(f, z)
-        self.arguments[node] = argument, z
-        self.nodes[node] = Node((argument,), lines, noise)
+        self.arguments[node] = argument, self._range(argument, f.breaks, f.smooth or bool(f.step))
+        self._lined(node, f, self.arguments[node][1])
+
+    def _lined(self, node: int, f: Function, z: Range) -> None:
+        """The lines of a node whose argument is in z."""
+        lines, noise = single(f, z), f.noise[1] if self.floats else 0.0
+        self.nodes[node] = Node((self.arguments[node][0],), lines, noise)
         self.ranges[node] = _widened(lines.range, noise)
 
     def _paired(self, at: int, g: Function, expression: Expression, mate: Mate) -> None:
@@ -109,6 +111,7 @@ class Analysis:
         zv, z = zv.meet(z + d), z.meet(zv - d)
         f = mate.function
         theirs_lines = single(IDENTITY, z) if own is None else self.nodes[own].lines
+        self._lined(value, g, zv)
         lines = paired(f, g, z, zv, d, self.nodes[value].lines, theirs_lines)
         noise = f.noise[1] + g.noise[1] if self.floats else 0.0
         node = product.difference(at)

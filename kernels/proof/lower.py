@@ -179,6 +179,11 @@ def load(path: Path) -> onnx.ModelProto:
     return proto
 
 
+def features(path: Path) -> int:
+    """How many numbers a row of the model's input has. Raises BadProblem."""
+    return Lowering(load(path)).net.features
+
+
 def _alone(node: NodeProto, feeds: dict[str, Array], proto: onnx.ModelProto) -> onnx.ModelProto:
     values = [
         onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(each.dtype), each.shape)

@@ -20,6 +20,8 @@ _LEVELS = {
     np.dtype(np.int16): (-32768, 32767),
 }
 
+_STEP_MIN = 2.0**-100  # below it levels may be denormal, and their errors absolute
+
 
 def linear(state: Lowering, source: Tensor, weights: Array, bias: Array | None, out: tuple[int, ...], terms: int,
            signature: str) -> Tensor:  # fmt: skip
@@ -326,8 +328,8 @@ def _quantize(state: Lowering, node: NodeProto) -> Tensor:
 
 def quantized(state: Lowering, node: NodeProto, source: Tensor, step: float, zero: Array) -> Tensor:
     """The tensor rounded to a grid: an integer tensor, written as the floats that it stands for."""
-    if not step > 0 or not np.isfinite(step):
-        raise Unsupported(f"{node.op_type} {node.output[0]!r} has the scale {step}; it must be above zero")
+    if not step >= _STEP_MIN or not np.isfinite(step):
+        raise Unsupported(f"{node.op_type} {node.output[0]!r} has the scale {step}; it must be {_STEP_MIN:.0e} or more")
     least, most = _LEVELS[zero.dtype]
     at = int(zero.reshape(()))
     levels = max(abs(least - at), abs(most - at)) + 1

@@ -73,7 +73,8 @@ def ask(original: Path, variant: Path, quantity: Quantity, options: runtime.Opti
     tensors = [end.tensor for end in ends]
     sessions = _sessions(protos, tensors, default if options else written, chosen)
     served = _sessions(protos, tensors, default, default) if odd and not options else None
-    if options and odd and options.config.get("session.disable_quant_qdq") != "1" and not options.disabled:
+    literal = options and (options.level == "disabled" or options.config.get("session.disable_quant_qdq") == "1")
+    if options and odd and not literal:
         reason = reason or f"the session of the manifest computes something else than the graph: {odd[0]}"
     net = nets[0] if nets else Net(0, ending=ends[0].kind)
     shape = _shape(protos[0])

@@ -68,6 +68,7 @@ class Outcome:
 @dataclass
 class _Task:
     root: Box
+    keep_going: bool = False
     waiting: list[Box] = field(default_factory=list)
     boxes: int = 1
     seen: float = 0.0
@@ -78,7 +79,7 @@ class _Task:
 
     @property
     def done(self) -> bool:
-        return self.refuted or not self.waiting
+        return (self.refuted and not self.keep_going) or not self.waiting
 
 
 def limit(quantity: Quantity, epsilon: float) -> float:
@@ -91,10 +92,14 @@ def limit(quantity: Quantity, epsilon: float) -> float:
 class Search:
     """Decides tasks until the deadline. All boxes: float64[tasks, features]."""
 
-    def __init__(self, question: Question, low: F64, high: F64, epsilon: float, deadline: float, seed: int = 0) -> None:
+    def __init__(
+        self, question: Question, low: F64, high: F64, epsilon: float, deadline: float, seed: int = 0,
+        keep_going: bool = False,
+    ) -> None:  # fmt: skip
+        """`deadline` of time.monotonic; `keep_going`: a refuted task is cut further, to know where it holds."""
         self.question, self.epsilon, self.deadline = question, epsilon, deadline
         self.rng = np.random.default_rng(seed)
-        self.tasks = [_Task(Box(a, b)) for a, b in zip(low, high, strict=True)]
+        self.tasks = [_Task(Box(a, b), keep_going) for a, b in zip(*outward(low, high), strict=True)]
         for task in self.tasks:
             task.waiting.append(task.root)
         self.low, self.high = low, high
@@ -185,7 +190,7 @@ class Search:
             box.bound, box.real = min(box.bound, bound), min(box.real, float(worst.real[row]))
             if np.isnan(bound) or reasons[row]:
                 box.bound, box.open = np.inf, reasons[row] or "the bound is not a number"
-            elif not bound <= self._epsilon and not self.tasks[place].refuted:
+            elif not bound <= self._epsilon and (self.tasks[place].keep_going or not self.tasks[place].refuted):
                 left.append(row)
         for row in left:
             self._cut(*part[row], worst.influence[row])
@@ -231,6 +236,14 @@ class Search:
             return Outcome("PROVED", bound, real, task.seen, task.seconds, task.root)
         reason = reason or ("the time is over" if task.waiting else "the bound is above epsilon")
         return Outcome("UNKNOWN", bound, real, task.seen, task.seconds, task.root, None, reason)
+
+
+def outward(low: F64, high: F64) -> tuple[F64, F64]:
+    """The box with its bounds rounded outwards to float32: a runtime that is given one of its points rounds it."""
+    least, most = low.astype(np.float32), high.astype(np.float32)
+    least = np.where(least > low, np.nextafter(least, np.float32(-np.inf)), least)
+    most = np.where(most < high, np.nextafter(most, np.float32(np.inf)), most)
+    return least.astype(np.float64), most.astype(np.float64)
 
 
 def batch_size(product: Product) -> int:
