@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from kernels.compile import folding, layers, qdq, ranges
+from kernels.compile import dynamic, folding, layers, qdq, ranges, smoothing
 from kernels.compile.importing import Reason
 from kernels.compile.judge import Comparison
 from kernels.compile.layers import FLOAT, Plan, WeightLayer, Width
-from kernels.compile.net import Net
+from kernels.compile.net import Net, inferred
 from kernels.compile.ranges import Scale, Seen
 from kernels.compile.runtime import Runner, Tensors
 from kernels.manifest import Layer, RunOptions
@@ -77,16 +77,27 @@ def folded(net: Net) -> Candidate | None:
 
 
 def base(spec: ModelSpec, net: Net, feeds: Sequence[Tensors], step: Step) -> Bench:
-    """What is quantized: the folded net, unless the scaler is needed, because it evens out what one scale must hold."""
+    """What is quantized: the net, or a form of it that computes the same and stands 8 bits better.
+
+    Folded is faster, but a scaler may even out what one scale must hold; smoothed moves outliers into weights.
+    """
     plain = folding.labels(net)
     made = bench(spec, plain, feeds)
-    calibrate(made, step)
-    moved, done = folding.fold(plain)
-    if not done or not made.layers:
+    if not made.layers:
         return made
-    other = bench(spec, moved, feeds)
+    calibrate(made, step)
+    best = made
+    smoothed = smoothing.smooth(plain, made.layers, made.seen)
+    if smoothed is not None:
+        step("moving outliers into weights")
+        best = _better(best, bench(spec, inferred(smoothed), feeds), 1.0, step)
+    moved, done = folding.fold(plain)
+    return _better(best, bench(spec, moved, feeds), _FOLDED_WITHIN, step) if done else best
+
+
+def _better(made: Bench, other: Bench, within: float, step: Step) -> Bench:
     calibrate(other, step)
-    return other if other.int8_error <= _FOLDED_WITHIN * made.int8_error else made
+    return other if other.int8_error <= within * made.int8_error else made
 
 
 def bench(spec: ModelSpec, net: Net, feeds: Sequence[Tensors]) -> Bench:
@@ -96,7 +107,7 @@ def bench(spec: ModelSpec, net: Net, feeds: Sequence[Tensors]) -> Bench:
     runner = Runner(net.model)
     made.answers = [runner.run(feed) for feed in feeds]
     held = layers.eight_bit_tensors(net, found, {each.name: STATIC for each in found})
-    made.seen = ranges.observe(net, set(held.values()), made.feeds)
+    made.seen = ranges.observe(net, sorted(held), made.feeds)  # where its source is in floats, each has its own scale
     return made
 
 
@@ -126,6 +137,18 @@ def static(made: Bench) -> Iterator[Candidate]:
         "int8", "int8", "w8a8", made.written(plan), described(made, plan, "every layer alike"), made.options(),
         integer_layers=len(plan),
     )  # fmt: skip
+
+
+def one_request(made: Bench) -> Iterator[Candidate]:
+    """Activations in 8 bits with a scale of their own at each run."""
+    net = dynamic.write(made.net, made.layers)
+    if net is None:
+        return
+    plan = {each.name: STATIC for each in made.layers if each.op == "MatMul"}
+    listed = described(made, plan, "every MatMul alike, scales at each run")
+    yield Candidate(
+        "dynamic", "dynamic", "w8a8 dynamic", net, listed, made.options(), requests_per_run=1, integer_layers=len(plan)
+    )
 
 
 def described(made: Bench, plan: Plan, why: str, sensitivity: dict[str, float] | None = None) -> tuple[Layer, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -30,8 +31,12 @@ from kernels.spec import ModelSpec
 LOG = "quantization.jsonl"
 GOLDEN_ROWS = 16
 _GOLDEN_BYTES_MAX = 8 << 20
-_BENCH_BYTES_MAX = 8 << 20  # of the calibration rows that methods and widths are compared on
 _BENCH_ROWS = 256
+_BENCH_S = 1.0
+_JUDGE_S = 4.0  # of the original's runs on the rows that judge
+_JUDGE_ROWS_MIN = 16
+_SLOW_S = 0.02  # a row that takes longer
+_FEW = 4  # rows of a slow model that checks look at
 _DEVIATION_MAX = 1e-4  # where the variant itself errs less
 _INTEGER = {"QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulInteger"}
 _ROUNDING = {"MatMulNBits", "DynamicQuantizeMatMul", "DynamicQuantizeLinear"}  # these round activations on the fly
@@ -109,9 +114,10 @@ class _Compilation:
         self.original = Session(spec)
         self.refused: dict[str, str] = {}
         self.reasons = list(imported.reasons)
-        self.batches = list(rows.batches(found.judge, spec.rows_fixed))
-        if not self.batches:
-            raise NotCompiled(f"{spec.path}: takes {spec.rows_fixed} rows a run; give at least twice as many")
+        self.row_s = self._row_s()
+        self.few = _FEW if self.row_s > _SLOW_S else GOLDEN_ROWS
+        judged = rows.first(found.judge, max(_JUDGE_ROWS_MIN, int(_JUDGE_S / self.row_s)))
+        self.batches = list(rows.batches(judged, spec.rows_fixed))
         self.answers = [self.original.run(batch) for batch in self.batches]
         self.written: list[_Written] = []
 
@@ -132,21 +138,37 @@ class _Compilation:
         """Each is made when the one before is done with."""
         if moved := candidates.folded(net):
             yield moved
-        feeds = rows.first(self.rows.calibrate, self._bench_rows())
-        made = candidates.base(self.spec, net, list(rows.batches(feeds, self.spec.rows_fixed)), self.progress)
+        made = candidates.base(self.spec, net, self._feeds(), self.progress)
         self.reasons += made.reasons
         if not made.layers:
             self.reasons.append(Reason("", "", "it has no Conv, Gemm or MatMul that could be quantized"))
             return
         yield from candidates.stored(made)
         yield from candidates.static(made)
+        yield from candidates.one_request(made)
         yield from mixed.candidates(made, self.options.budget, self.progress)
 
-    def _bench_rows(self) -> int:
-        group = self.rows.calibrate[0]
-        one = sum(array[:1].nbytes for array in group.values())
-        most = max(self.spec.rows_fixed or 1, min(_BENCH_ROWS, _BENCH_BYTES_MAX // max(one, 1)))
-        return max(most, len(self.rows.calibrate))
+    def _row_s(self) -> float:
+        """Seconds a row of the original, roughly."""
+        one = next(rows.batches(rows.first(self.rows.judge, self.spec.rows_fixed or 1), self.spec.rows_fixed), None)
+        if one is None:
+            raise NotCompiled(
+                f"{self.spec.path}: takes {self.spec.rows_fixed} rows a run; give at least twice as many"
+            )
+        self.original.run(one)
+        began = time.perf_counter()
+        self.original.run(one)
+        return max(time.perf_counter() - began, 1e-6) / (self.spec.rows_fixed or 1)
+
+    def _feeds(self) -> list[Tensors]:
+        """As many calibration rows as take about a second in one run: methods and widths are compared on them."""
+        most = max(self.spec.rows_fixed or 1, rows.ROWS_MIN, min(_BENCH_ROWS, int(_BENCH_S / self.row_s)))
+        feeds = list(rows.batches(rows.first(self.rows.calibrate, most), self.spec.rows_fixed))
+        if not feeds:
+            raise NotCompiled(
+                f"{self.spec.path}: takes {self.spec.rows_fixed} rows a run; give at least twice as many"
+            )
+        return feeds
 
     def _try(self, candidate: Candidate) -> None:
         """Writes, loads and judges it; a reason where it must not serve."""
@@ -157,7 +179,7 @@ class _Compilation:
             spec = replace(self.spec, path=str(folder / "model.onnx"), zipmap=False, external=external)
             session = Session(spec, 1, candidate.options)
             if not candidate.requests_per_run:
-                judge.batch_invariant(session, self.batches[0])
+                judge.batch_invariant(session, self.batches[0], self.few)
             error = self._compared(session, candidate)
             judge.acceptable(error, self.options.agreement_min)
             self._executed(candidate, session, error)
@@ -185,7 +207,7 @@ class _Compilation:
                 Reason("", "", f"{candidate.name}: {whole} of {candidate.integer_layers} layers run in whole numbers")
             )
         literal = Runner(candidate.net.model)
-        feeds = [{name: array[:GOLDEN_ROWS] for name, array in self.batches[0].items()}]
+        feeds = [{name: array[: self.few] for name, array in self.batches[0].items()}]
         if self.spec.rows_fixed:
             feeds = self.batches[:1]
         executed = [session.run(feed) for feed in feeds]

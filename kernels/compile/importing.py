@@ -50,17 +50,24 @@ def read(spec: ModelSpec) -> Imported:
     opset, datatypes = Net(model).opset, _datatypes(model)
     if reasons := _obstacles(model):
         return Imported(None, opset, datatypes, reasons)
-    checked(model, spec.path)
+    if any(not each.type.tensor_type.HasField("shape") for each in model.graph.output):
+        model = inferred(Net(model)).model
     try:
+        checked(model, spec.path)
         net = Net(_upgraded(_plain(Net(model)).model))
     except (RuntimeError, ValueError, DecodeError, EncodeError, NotCompiled) as err:
-        why = f"it cannot be brought to opset {OPSET}: {first_line(err)}"
+        why = f"it cannot be read as a plain graph of opset {OPSET}: {first_line(err)}"
         return Imported(None, opset, datatypes, (Reason("", "", why),))
     return Imported(inferred(_gemms(net)), opset, datatypes, ())
 
 
 def checked(model: ModelProto, path: str) -> None:
-    """Raises NotCompiled where the graph breaks a rule of ONNX, naming the file."""
+    """Raises NotCompiled where the graph breaks a rule of ONNX, naming the file.
+
+    Outputs without a shape break one; the runtime takes them, so such graphs are left for it to judge.
+    """
+    if any(not each.type.tensor_type.HasField("shape") for each in model.graph.output):
+        return
     try:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError) as err:

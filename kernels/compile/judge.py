@@ -19,6 +19,7 @@ AGREEMENT_MIN = 0.99
 MEAN_ERROR_MAX = 0.01  # where the model decides nothing
 OUTLIER = 50.0
 _COMPARED_ROWS = 8
+_ALONE_ROWS = 3
 _ALONE_WITHIN = 1e-5  # float kernels add up in another order for another number of rows
 
 
@@ -111,13 +112,13 @@ def acceptable(error: VariantError, agreement_min: float) -> None:
         raise Refused(f"the mean error is {error.mean:.2%} of the largest output, not within {MEAN_ERROR_MAX:.0%}")
 
 
-def batch_invariant(session: Session, pool: Tensors) -> None:
+def batch_invariant(session: Session, pool: Tensors, most: int = _COMPARED_ROWS) -> None:
     """Some rows alone, in a batch, and beside a row 50 times as large. Raises Refused where an answer changes.
 
     Beside other batch-mates answers must be equal bit for bit. Alone they must be so too, but for the rounding of float
     kernels, which may add up in another order for one row.
     """
-    n = min(_COMPARED_ROWS, rows.count([pool]))
+    n = min(most, rows.count([pool]))
     batch = {name: array[:n].copy() for name, array in pool.items()}
     if session.spec.rows_fixed or n < 2:
         return
@@ -127,7 +128,7 @@ def batch_invariant(session: Session, pool: Tensors) -> None:
     for name, array in together.items():
         if not _equal(array[: n - 1], beside[name][: n - 1]):
             raise Refused(f"a {OUTLIER:.0f}-fold outlier changes its batch-mates' {name!r}")
-    for row in range(min(n, 4)):
+    for row in range(min(n, _ALONE_ROWS)):
         alone = session.run({name: array[row : row + 1] for name, array in batch.items()})
         for name, array in together.items():
             if not _close(array[row : row + 1], alone[name]):

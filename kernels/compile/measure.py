@@ -19,6 +19,7 @@ from kernels.spec import ModelSpec
 ROWS_MAX = 1024
 BYTES_MAX = 64 << 20  # of the inputs of one run
 _ROUNDS = 5
+_SLOW_ROUNDS = 2
 _SLOW_S = 0.05  # a run of one row that takes longer is tried up to 8 rows
 _SLOW_ROWS_MAX = 8
 _TURN_S = 0.004  # a contender runs about so long before the next one does
@@ -44,7 +45,7 @@ def seconds(
         feed = _feed(pool, rows)
         first = {name: _mean(each, feed, 1) for name, each in contenders.items()}
         slowest = max(first.values())
-        rounds = _ROUNDS if slowest < 1 else 2
+        rounds = _ROUNDS if slowest < _SLOW_S else _SLOW_ROUNDS
         for _ in range(rounds):
             for name, each in contenders.items():
                 calls = max(1, int(_TURN_S / max(first[name], 1e-6)))

@@ -21,7 +21,7 @@ from kernels.compile.net import Array, renamed
 from kernels.compile.runtime import Runner, Tensors
 
 WEIGHT_BITS = (4, 8, 16)
-BUDGET_S = 60.0  # of all trials together
+BUDGET_S = 30.0  # of all trials together
 _ROWS_MIN = 2
 
 
@@ -62,12 +62,14 @@ class Sensitivities:
 def measure(made: Bench, step: Callable[[str], None], budget_s: float = BUDGET_S) -> Sensitivities:
     """Tries every tensor and every layer at each width, on as many rows as the time allows."""
     found = Sensitivities(made)
-    held = set(eight_bit_tensors(made.net, made.layers, {each.name: STATIC for each in made.layers}).values())
+    sources = eight_bit_tensors(made.net, made.layers, {each.name: STATIC for each in made.layers})
+    held = set(sources.values())
     probe = _Probe(made, held)
     probe.limit(len(held) + len(WEIGHT_BITS) * len(made.layers), budget_s)
     for name in sorted(held):
         step(f"sensitivity of {name}")
         found.tensors[name] = probe.error({f"{name}.m": np.array(True)})
+    found.tensors |= {name: found.tensors[source] for name, source in sources.items()}
     for layer in made.layers:
         step(f"sensitivity of {layer.name}")
         array = weight_of(made.net, layer)

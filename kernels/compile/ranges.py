@@ -5,7 +5,7 @@ q = saturate(round_half_even(x / scale) + zero_point), x' = (q - zero_point) * s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +15,7 @@ from kernels.compile.net import Array, Net
 from kernels.compile.runtime import NotCompiled, Runner, Tensors
 
 SAMPLE_MAX = 16_384  # values of a tensor that are kept
+HELD_BYTES_MAX = 128 << 20  # of the tensors looked at in one run
 _SHRINKS = np.linspace(0.2, 1.0, 33)
 _SHRINKS_4 = np.linspace(0.6, 1.0, 17)
 METHODS = ("range", "percentile", "mse")
@@ -28,6 +29,7 @@ class Seen:
     low: float = 0.0  # a range always holds 0, which padding and Relu need exactly
     high: float = 0.0
     parts: list[Array] = field(default_factory=list)
+    largest: Array | None = None  # magnitudes by feature, where the last axis is one
 
     def update(self, values: Array, keep: int) -> None:
         """Takes in values, of which `keep` go into the sample."""
@@ -36,6 +38,11 @@ class Seen:
             return
         self.low, self.high = min(self.low, float(flat.min())), max(self.high, float(flat.max()))
         self.parts.append(flat[:: max(1, flat.size // max(keep, 1))][:keep].copy())
+        if values.ndim > 1:
+            rows = tuple(range(values.ndim - 1))
+            here = np.maximum(values.max(axis=rows), -values.min(axis=rows))
+            same = self.largest is not None and self.largest.shape == here.shape
+            self.largest = np.maximum(self.largest, here) if same and self.largest is not None else here
 
     @property
     def sample(self) -> Array:
@@ -63,14 +70,35 @@ def observe(net: Net, tensors: Iterable[str], batches: Sequence[Tensors]) -> dic
     if not names or not batches:
         return seen
     runner = Runner(model) if computed else None
-    for feed in batches:
+    parts = list(_parts(batches, runner, computed))
+    for feed in parts:
         values = runner.run(feed, computed) if runner else {}
         for name in names:
             array = values[name] if name in values else feed[name]
             if not np.isfinite(array).all():
                 raise NotCompiled(f"tensor {name!r} is NaN or infinite on the calibration rows; look at these")
-            seen[name].update(array, max(64, SAMPLE_MAX // len(batches)))
+            seen[name].update(array, max(64, SAMPLE_MAX // len(parts)))
     return seen
+
+
+def _parts(batches: Sequence[Tensors], runner: Runner | None, names: list[str]) -> Iterator[Tensors]:
+    """The batches in runs whose tensors take a bounded memory."""
+    one = {name: array[:1] for name, array in batches[0].items()}
+    # a graph that fixes its rows takes whole batches only
+    whole = not runner or any(len(next(iter(each.values()))) == 1 for each in batches[:1])
+    size = 0 if whole or runner is None else _bytes_of(runner, one, names)
+    for feed in batches:
+        n = len(next(iter(feed.values())))
+        step = min(n, max(1, HELD_BYTES_MAX // size)) if size else n
+        for at in range(0, n, step):
+            yield {name: array[at : at + step] for name, array in feed.items()}
+
+
+def _bytes_of(runner: Runner, feed: Tensors, names: list[str]) -> int:
+    try:
+        return sum(array.nbytes for array in runner.run(feed, names).values())
+    except NotCompiled:
+        return 0
 
 
 def scale_of(seen: Seen, method: str) -> Scale:

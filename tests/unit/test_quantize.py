@@ -81,9 +81,9 @@ def small_mlp(path: Path, seed: int, sizes: tuple[int, ...]) -> Net:
 
 def written(net: Net, plan: Plan, feed: Tensors, method: str) -> tuple[Net, dict[str, Scale]]:
     found, _ = layers.find(net)
-    held_in = layers.eight_bit_tensors(net, found, plan)
-    scales = {name: ranges.scale_of(seen, method) for name, seen in
-              ranges.observe(net, set(held_in.values()), [feed]).items()}  # fmt: skip
+    held_in = layers.eight_bit_tensors(net, found, {each.name: Width(8, 8) for each in found})
+    seen = ranges.observe(net, sorted(held_in), [feed])
+    scales = {name: ranges.scale_of(each, method) for name, each in seen.items()}
     return qdq.write(net, found, plan, scales), scales
 
 
@@ -237,6 +237,23 @@ def test_eight_bits_stay_between_operators(tmp_path: Path) -> None:
         error, deviation = relative(original, fused), relative(literal, fused)
         assert deviation < 0.02 + error / 2
         assert error < (0.05 if width.weight == 8 else 0.4)
+
+
+@settings(max_examples=10, deadline=None)
+@given(chosen=st.lists(st.sampled_from([*WIDTHS, layers.FLOAT]), min_size=5, max_size=5))
+def test_any_mixture_of_widths_answers_as_the_file_says(
+    tmp_path_factory: pytest.TempPathFactory, chosen: list[Width]
+) -> None:
+    net = small_cnn(tmp_path_factory.mktemp("n") / "model.onnx")
+    found, _ = layers.find(net)
+    x = np.random.default_rng(1).random((8, 3, 16, 16), np.float32)
+    plan = {layer.name: width for layer, width in zip(found, chosen, strict=True)}
+    made, _ = written(net, plan, {"pixels": x}, "range")
+    onnx.checker.check_model(made.model)
+    literal, fused = (Runner(made.model, each, 1).run({"pixels": x}) for each in (runtime.LITERAL, RunOptions()))
+    error = relative(Runner(net.model).run({"pixels": x}), fused)
+    assert relative(literal, fused) < 0.02 + error / 2
+    assert error < (0.4 if any(each.weight == 4 for each in chosen) else 0.06)
 
 
 def test_a_file_holds_the_widths_that_it_states(tmp_path: Path) -> None:
