@@ -19,6 +19,7 @@ from kernels.compile.net import Array, Net, attributes, renamed
 OPSET_MIN = 13  # Softmax along one axis
 WEIGHTS_MAX = 8_192  # of one product; the runtime packs a plain weight once, a batched one again in each run
 ROWS_FEW = 2  # runs so small that there is nothing to pack
+MEMBERS_MIN = 8  # of a batched layer; of fewer, what is saved is less than taking the results apart costs
 _ACTIVATIONS = {"Relu", "Sigmoid", "Tanh", "LeakyRelu", "Elu", "Selu", "Celu", "Softplus", "Softsign", "HardSigmoid",
                 "HardSwish", "Mish", "Gelu", "ThresholdedRelu", "Erf", "Exp", "Neg", "Abs", "Sqrt", "Clip"}  # fmt: skip
 _SUMS = {"Add", "Sub", "Mul", "Div", "Max", "Min"}
@@ -32,8 +33,8 @@ Group = dict[int, NodeProto]  # the equal nodes by member
 def stacked(net: Net, members: Sequence[Sequence[NodeProto]], rows: int | None = None) -> Net:
     """The net, whose nodes are those of the members in turn, with equal layers batched where that pays.
 
-    `rows`: of a run, where it is known. Batching gains in runs of one or two rows, and costs more with each row and
-    weight beyond: then only what is the same in all runs once.
+    `rows`: of a run, where it is known. Batching gains in runs of one or two rows of many small members, and costs more
+    with each row and weight beyond: then only what is the same in all runs once.
     """
     few = net.opset >= OPSET_MIN and (rows is None or rows <= ROWS_FEW)
     return _Stacking(net, _Plan(net, members, WEIGHTS_MAX if few else 0)).run()
@@ -71,7 +72,7 @@ class _Plan:
                 self.alias |= dict(zip(node.output, nodes[0].output, strict=True))
             return
         rank = self._rank(nodes[0], columns)
-        if rank is None:
+        if rank is None or len(nodes) < MEMBERS_MIN:
             return
         self.batched.add(place)
         self._chain[place] = {place}
