@@ -82,7 +82,12 @@ ONE_NET = [
         leaky(h) >= s * h,
         leaky(h) >= (s + alpha) * h,
     ),
-    Lemma("clip interval", (c > 0, *BOUNDED), between(clip(low), clip(h), clip(up)), between(clip(low), clip(h), clip(low))),
+    Lemma(
+        "clip interval",
+        (c > 0, *BOUNDED),
+        between(clip(low), clip(h), clip(up)),
+        between(clip(low), clip(h), clip(low)),
+    ),
     Lemma(
         "clip upper chord at saturation",
         (*BOUNDED, c > 0, low < 0, c < up),

@@ -1,0 +1,124 @@
+"""From bounds of the outputs to the claim: raw values, probabilities or the label. Exact rationals."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from math import isqrt
+
+from kernels.proof.checker_bounds import Argument, Box, Pairing, form_of
+from kernels.proof.checker_lines import GRID
+from kernels.proof.checker_rows import Lacks
+
+PAIRS_MAX = 32  # classes up to which every pair is bounded for itself
+MARGIN = 1 << (GRID - 16)  # of logits, so that float32 probabilities keep their order
+EXPONENT_MAX = 600
+_TERMS = 48
+_POINT = 320
+
+Interval = tuple[Fraction, Fraction]
+Bounds = tuple[Fraction, Fraction]  # with float32 rounding, and without
+
+
+class Outputs:
+    """The output rows of both nets, and of their difference; made once for every box."""
+
+    def __init__(self, pairing: Pairing) -> None:
+        self.theirs = pairing.original.tensors[pairing.original.output]
+        own = pairing.variant.tensors[pairing.variant.output]
+        self.ours, self.logits = pairing.moved(own), pairing.original.softmax
+        self.forms = [form_of(each) for each in (self.theirs, self.ours, pairing.difference(own, self.theirs))]
+        self.n = len(self.theirs.rows)
+
+    def bound(self, box: Box, quantity: str) -> Bounds | None:
+        """The largest change of the quantity over the box. None: the label may change. Raises Lacks."""
+        errors = box.rounding(self.theirs), box.rounding(self.ours)
+        both = [a + b for a, b in zip(*errors, strict=True)]
+        theirs, ours, apart = (Argument(f, e) for f, e in zip(self.forms, (*errors, both), strict=True))
+        if quantity == "raw":
+            found = [box.upper(apart, _row(self.n, {i: sign})) for i in range(self.n) for sign in (1, -1)]
+            return _exact(max(map(sum, found))), _exact(max(real for real, _ in found))
+        if quantity == "label":
+            return self._label(box, theirs, ours, apart)
+        return self._softmax(box, theirs, apart)
+
+    def _label(self, box: Box, theirs: Argument, ours: Argument, apart: Argument) -> Bounds | None:
+        """Zero when one output is above all others in both nets, whatever the input."""
+        least = MARGIN if box.floats and self.logits else 0
+
+        def above(i: int, j: int) -> bool:
+            row = _row(self.n, {j: 1, i: -1})
+            worst = sum(box.upper(theirs, row))
+            of_ours = min(sum(box.upper(ours, row)), worst + sum(box.upper(apart, row)))
+            return max(worst, of_ours) < -least
+
+        if any(all(above(i, j) for j in range(self.n) if j != i) for i in range(self.n)):
+            return Fraction(0), Fraction(0)
+        return None
+
+    def _softmax(self, box: Box, theirs: Argument, apart: Argument) -> Bounds:
+        """p = 1 / (1 + R), R = sum of exp(z_j - z_i); the variant's R is R k, ln k within the pairs' differences."""
+        n = self.n
+        if n > PAIRS_MAX:
+            raise Lacks(f"softmax over more than {PAIRS_MAX} classes")
+        pairs = [(i, j) for i in range(n) for j in range(n) if i != j]
+        change = {(i, j): box.upper(apart, _row(n, {j: 1, i: -1})) for i, j in pairs}
+        away = {(i, j): sum(box.upper(theirs, _row(n, {j: 1, i: -1}))) for i, j in pairs}
+        total = real = Fraction(0)
+        for i in range(n):
+            others = [j for j in range(n) if j != i]
+            odds = self._odds([(_exact(-away[j, i]), _exact(away[i, j])) for j in others])
+            for rounded in (True, False):
+                high = [change[i, j][0] + (change[i, j][1] if rounded else 0) for j in others]
+                low = [-change[j, i][0] - (change[j, i][1] if rounded else 0) for j in others]
+                worst = max(changed(_exact(min([0, *low])), odds), changed(_exact(max([0, *high])), odds))
+                total, real = (max(total, worst), real) if rounded else (total, max(real, worst))
+        return total + (Fraction(9 + n + n.bit_length(), 1 << 23) if box.floats else 0), real
+
+    def _odds(self, ranges: list[Interval]) -> Interval | None:
+        if any(abs(each) > EXPONENT_MAX for pair in ranges for each in pair):
+            return None
+        return sum((exp(a, False) for a, _ in ranges), Fraction(0)), sum((exp(b, True) for _, b in ranges), Fraction(0))
+
+
+def changed(shift: Fraction, odds: Interval | None) -> Fraction:
+    """Largest |1/(1+R) - 1/(1+R k)| for ln k = shift and R within the odds (None: any R).
+
+    For fixed k it is largest at R = 1/sqrt(k), there (sqrt(k) - 1) / (sqrt(k) + 1), and falls to both sides.
+    """
+    if not shift or abs(shift) > EXPONENT_MAX:
+        return Fraction(0 if not shift else 1)
+    k = exp(shift, shift > 0)
+    root = Fraction(isqrt(int(k * (1 << 2 * _POINT))) + (1 if shift > 0 else 0), 1 << _POINT)
+    if odds is None or odds[0] ** 2 * k <= 1 <= odds[1] ** 2 * k:
+        return abs(root - 1) / (root + 1)
+    r = odds[0] if odds[0] ** 2 * k > 1 else odds[1]
+    return r * abs(k - 1) / ((1 + r) * (1 + r * k))
+
+
+def exp(x: Fraction, up: bool) -> Fraction:
+    """A bound of exp(x), from above or below: Taylor on x / 2^s in [0, 1/2], squared s times, rounded outward."""
+    if x < 0:
+        return 1 / exp(-x, not up)
+    s = max(0, int(x).bit_length() + 1)
+    y = _cut(x / (1 << s), up)
+    term, total = Fraction(1), Fraction(1)
+    for i in range(1, _TERMS):
+        term = _cut(term * y / i, up)
+        total += term
+    total += 2 * term if up else 0  # the rest of the series is less
+    for _ in range(s):
+        total = _cut(total * total, up)
+    return total
+
+
+def _cut(value: Fraction, up: bool) -> Fraction:
+    scaled = value.numerator << _POINT
+    return Fraction(-(-scaled // value.denominator) if up else scaled // value.denominator, 1 << _POINT)
+
+
+def _exact(value: int) -> Fraction:
+    return Fraction(value, 1 << GRID)
+
+
+def _row(n: int, weights: dict[int, int]) -> list[int]:
+    return [weights.get(i, 0) for i in range(n)]
