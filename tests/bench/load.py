@@ -30,6 +30,7 @@ RUN = 500  # records in a row to one partition of a backlog, as the sticky parti
 TICK_S = 0.002  # of the live load; one partition a tick, so that its own requests to the broker stay few
 DISTINCT = 2_000  # tensors; more would only fill memory
 REQUEST_BYTES = 173
+TOPIC_S_MAX = 30.0
 
 PRODUCER: dict[str, Any] = {
     "acks": "all",
@@ -211,8 +212,14 @@ def delete_topics(kafka: str, prefix: str) -> None:
 
 
 def partitions_of(kafka: str, topic: str) -> int:
-    """Partitions of a topic, which must exist."""
-    return len(AdminClient({"bootstrap.servers": kafka}).list_topics(topic, timeout=30).topics[topic].partitions)
+    """Partitions of a topic; waits for one that was created a moment ago. Raises TimeoutError."""
+    admin = AdminClient({"bootstrap.servers": kafka})
+    end = time.monotonic() + TOPIC_S_MAX
+    while time.monotonic() < end:
+        if found := len(admin.list_topics(topic, timeout=30).topics[topic].partitions):
+            return found
+        time.sleep(0.05)
+    raise TimeoutError(f"the topic {topic} is not there after {TOPIC_S_MAX:.0f} s")
 
 
 def send(producer: Producer, topic: str, value: bytes, partition: int, headers: Headers | None = None) -> None:

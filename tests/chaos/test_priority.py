@@ -18,8 +18,9 @@ from tests.chaos.harness import Client, Load, Place, Reader, Show, request, unti
 ROWS = int(os.environ.get("LRAI_CHAOS_BACKLOG", "100000"))
 RATE = 200
 ALONE = 3 * RATE
-# generous: make test runs on any machine; the figures of `make bench` are the measured ones
-P95_S_MAX = 1.0
+# of the time that the backlog takes: behind it they would wait for half of it at the median, whatever the machine.
+# The figures of `make bench` are the measured ones
+SHARE_P95_MAX = 1 / 3
 
 
 class Interactive(Load):
@@ -57,4 +58,4 @@ def test_a_bulk_backlog_leaves_interactive_alone(make_place: Callable[..., Place
     show(f"beside {ROWS} rows of bulk, done in {ended - began:.1f} s: {quantiles(beside)}")
     report = verify(place.store, datetime.now(UTC), 0.0)
     assert report.ok and report.decisions == ROWS + len(load.sent), report
-    assert np.percentile(beside, 95) < P95_S_MAX
+    assert np.percentile(beside, 95) < SHARE_P95_MAX * (ended - began)
