@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,17 @@ class InMemory:
     certificate: str | None = None
 
 
+def load_all(spec: ModelSpec, threads: int, cache: Path, mark: Path) -> tuple[list[InMemory], dict[str, str]]:
+    """The original, then its variants; and why the others are refused. Raises KernelError for the original."""
+    found, refused = [load_original(spec, threads, cache)], {}
+    for variant in spec.variants:
+        try:
+            found.append(load_variant(spec, variant, threads, mark))
+        except KernelError as err:
+            refused[variant.name] = str(err)
+    return found, refused
+
+
 def load_original(spec: ModelSpec, threads: int, cache: Path) -> InMemory:
     """The model itself. Its profile comes from the compiler, else from `cache`, else it is measured and kept there.
 
@@ -44,9 +56,10 @@ def load_original(spec: ModelSpec, threads: int, cache: Path) -> InMemory:
     return _warm(InMemory(manifests.ORIGINAL, session, (spec, threads), *_rows(spec, profile)))
 
 
-def load_variant(spec: ModelSpec, variant: VariantSpec, threads: int) -> InMemory:
+def load_variant(spec: ModelSpec, variant: VariantSpec, threads: int, mark: Path | None = None) -> InMemory:
     """A variant that has shown that it is the one that was compiled, and answers here as it did there.
 
+    `mark`: a file beside it says which variant is being loaded; where one is left over, the variant killed the process.
     Raises KernelError that says why it is refused.
     """
     if variant.problem:
@@ -59,12 +72,28 @@ def load_variant(spec: ModelSpec, variant: VariantSpec, threads: int) -> InMemor
         alone = found.requests_per_run == 1
         own = replace(own, batch_rows=1) if alone else own
         options = found.session, found.provider, found.provider_options
-        session = Session(own, threads, *options)
-        _replay(session, found, folder)
+        with _marked(mark and mark.with_suffix(f".{found.model_sha256[:16]}.loading")):
+            session = Session(own, threads, *options)
+            session.warm()
+            _replay(session, found, folder)
     except (OSError, manifests.BadManifest) as err:
         raise KernelError(str(err)) from err
     rows, row_s = _rows(own, Profile(found.profile.best_rows, found.profile.seconds))
     return _warm(InMemory(variant.name, session, (own, threads, *options), rows, row_s, alone, found.certificate))
+
+
+@contextmanager
+def _marked(path: Path | None) -> Iterator[None]:
+    if path is None:
+        yield
+        return
+    if path.exists():
+        raise KernelError(f"it killed the process that loaded it; compile it again, or delete {path} to try again")
+    path.touch()
+    try:
+        yield
+    finally:
+        path.unlink()
 
 
 def _warm(loaded: InMemory) -> InMemory:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,16 @@ def quantize(source: Path, target: Path, scale: float = 0.05) -> None:
     onnx.save(model, target)
 
 
-def add(spec: ModelSpec, name: str, inputs: dict[str, npt.NDArray[Any]] | None = None, **stated: Any) -> Path:
-    """variants/<name> of this model; `stated` changes its manifest. Returns its folder."""
+def add(
+    spec: ModelSpec, name: str, inputs: dict[str, npt.NDArray[Any]] | None = None,
+    build: Callable[[Path], object] | None = None, **stated: Any,
+) -> Path:  # fmt: skip
+    """variants/<name> of this model, quantized or as `build` says; `stated` changes its manifest. Its folder."""
     folder = Path(spec.path).parent / "variants" / name
-    if not (folder / "model.onnx").exists():
+    if build is None:
         quantize(Path(spec.path), folder / "model.onnx")
+    else:
+        build(folder / "model.onnx")
     if inputs is None:
         shape = (GOLDEN_ROWS, *spec.inputs[0].shape)
         inputs = {spec.inputs[0].name: np.random.default_rng(0).standard_normal(shape, np.float32)}

@@ -13,9 +13,8 @@ from prometheus_client import start_http_server
 
 from audit.store import Store
 from audit.writing import StoreSink, nothing_more
-from kernels.loading import load_original, load_variant
+from kernels.loading import load_all
 from kernels.manifest import ORIGINAL
-from kernels.session import KernelError
 from kernels.spec import ModelSpec
 from schemas.errors import LraiError
 from streams import clients, meters, topics
@@ -41,7 +40,7 @@ from workers.turns import Turns
 from workers.variants import Choice, Loaded
 
 SWITCH_S = 0.0005  # Python's 5 ms between threads would add up along a window
-BULK_NICE = 10
+BACKGROUND_NICE = 10  # bulk and audit: nobody waits for them
 AUDIT_RECORDS_MAX = 500
 AUDIT_BYTES_MAX = 4 * 1024 * 1024
 AUDIT_WINDOW_S = 0.2
@@ -87,7 +86,7 @@ def work(
 ) -> None:
     """The actor of one model: a lane a priority, one kernel."""
     # the lanes end what a predecessor left open before the model takes its time to load
-    _actor(settings, spec, instance, port, slot, stop, lambda beat: _loaded(settings, spec, beat))
+    _actor(settings, spec, instance, port, slot, stop, lambda beat: _loaded(settings, spec, slot, beat))
 
 
 def stand_in(
@@ -100,16 +99,12 @@ def stand_in(
     _actor(settings, spec, instance, port, slot, stop, lambda beat: {ORIGINAL: original})
 
 
-def _loaded(settings: Settings, spec: ModelSpec, beat: Callable[[], object]) -> dict[str, Loaded]:
+def _loaded(settings: Settings, spec: ModelSpec, slot: Slot, beat: Callable[[], object]) -> dict[str, Loaded]:
     """The original and every variant that may answer and is not refused. Raises KernelError."""
-    found = [load_original(spec, settings.threads, settings.state / "profiles")]
-    for variant in spec.variants:
-        try:
-            found.append(load_variant(spec, variant, settings.threads))
-        except KernelError as err:
-            meters.REFUSED.labels(spec.model, spec.version, variant.name).inc()
-            log("error", "a variant is refused; the original serves", model=spec.path, variant=variant.name,
-                error=str(err))  # fmt: skip
+    found, refused = load_all(spec, settings.threads, settings.state / "profiles", slot.path)
+    for name, why in refused.items():
+        meters.REFUSED.labels(spec.model, spec.version, name).inc()
+        log("error", "a variant is refused; the original serves", model=spec.path, variant=name, error=why)
     return {
         each.name: Loaded(
             Release(spec.model, spec.version, each.name, each.certificate), each.session,

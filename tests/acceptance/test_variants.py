@@ -25,6 +25,7 @@ from schemas.errors import BadSetting
 from tests import nets
 from tests.acceptance.client import Client, Record, Source, framed, request, until
 from tests.acceptance.conftest import Service, running
+from tests.chaos.models import KILLS, crashing, killer
 from tests.variants import add
 from workers import slot
 
@@ -34,7 +35,8 @@ WAIT_S = 20.0
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """net/1 with a quantized variant, and one that answers otherwise than its golden answers."""
+    """net/1 with a quantized variant, and one that answers otherwise than its golden answers; killer/1, whose variant
+    `crashing` kills the process that loads it, and whose others one that runs a certain value."""
     folder = tmp_path_factory.mktemp("variants")
     nets.mlp(folder / "net/1/model.onnx", (6, 16, 3))
     spec = load_model(folder, "net", "1")
@@ -42,6 +44,11 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     golden = add(spec, "elsewhere") / "golden.npz"
     arrays = dict(np.load(golden))
     np.savez(golden, **{**arrays, "output/probabilities": arrays["output/probabilities"] + 1})
+    killer(folder / "killer/1/model.onnx")
+    spec, value = load_model(folder, "killer", "1"), {"value": np.array([[5]])}
+    add(spec, "same", value, killer)
+    add(spec, "crashing", value, crashing)
+    (folder / "killer/1/model.toml").write_text('[variants]\nprefer = ["crashing", "same"]')
     return folder
 
 
@@ -148,12 +155,28 @@ def test_a_variant_is_forced_and_let_go(service: Service, client: Client) -> Non
           lambda: events(service))  # fmt: skip
 
 
+def refused(service: Service) -> dict[str, str]:
+    lines = [json.loads(each) for each in service.log.read_text().splitlines() if each.startswith("{")]
+    return {each["variant"]: each["error"] for each in lines if each["event"].startswith("a variant is refused")}
+
+
 def test_a_variant_that_answers_otherwise_is_refused_and_the_original_serves(service: Service, client: Client) -> None:
-    (line,) = [each for each in service.log.read_text().splitlines() if '"a variant is refused' in each][:1]
-    assert json.loads(line)["variant"] == "elsewhere" and "golden" in json.loads(line)["error"]
+    assert "golden" in refused(service)["elsewhere"]
     variant(service, "set", "net", "elsewhere")
     check(service, asked(client, "elsewhere"), "original", None)
     variant(service, "clear", "net")
+
+
+def test_what_kills_a_variant_fails_alone(service: Service, client: Client) -> None:
+    """The variant that kills at its load is left out; the request that kills at its run runs apart, in its variant."""
+    assert "killed the process that loaded it" in refused(service)["crashing"]
+    values = [np.full((1000, 1), 5), np.full((1000, 1), KILLS), np.full((1000, 1), 6)]
+    tensor = {"name": "value", "datatype": "INT64", "shape": [1000, 1]}
+    sent = [framed(request("killer", [{**tensor, "data": each.tobytes()}])) for each in values]
+    found = [each.record() for each in client.wait(client.send(sent))]
+    ended = [(each["error_code"], each["variant"]) for each in found]
+    assert ended == [(None, "same"), ("kernel_failed", None), (None, "same")]
+    assert "SIGFPE" in found[1]["error_message"]
 
 
 def test_what_cannot_be_forced(service: Service) -> None:

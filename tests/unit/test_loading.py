@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +18,7 @@ import pytest
 
 from infra.commands import variants as commands
 from kernels import manifest as manifests
-from kernels.loading import InMemory, load_original, load_variant
+from kernels.loading import InMemory, load_all, load_original, load_variant
 from kernels.manifest import RunOptions
 from kernels.repository import check, load_model, load_repository
 from kernels.session import KernelError, Session
@@ -23,8 +26,11 @@ from kernels.spec import ModelSpec
 from schemas.errors import BadSetting
 from streams.control import Control
 from tests import nets
+from tests.chaos.models import crashing, killer
 from tests.variants import PROFILE, add, describe
 from workers.isolate import IsolatedKernel
+
+ROOT = Path(__file__).parents[2]
 
 
 def model(tmp_path: Path, text: str = "") -> ModelSpec:
@@ -155,6 +161,41 @@ def test_what_is_refused_and_why(tmp_path: Path, break_it: Callable[[ModelSpec, 
     assert load_repository(tmp_path)["m", "1"].variants  # the original serves
     (problem,) = check(tmp_path)
     assert reason in problem.what and "variants" in problem.path
+
+
+def test_the_original_and_what_is_not_refused(tmp_path: Path) -> None:
+    spec = model(tmp_path)
+    add(spec, "int8")
+    other_answers(spec, add(spec, "torn"))
+    found, why = load_all(again(tmp_path), 1, tmp_path / "state", tmp_path / "m.slot")
+    assert ([each.name for each in found], list(why)) == (["original", "int8"], ["torn"])
+    assert not list(tmp_path.glob("m.*"))
+
+
+def test_a_variant_that_kills_the_process_is_left_out_after_the_restart(tmp_path: Path) -> None:
+    spec = killing(tmp_path)
+    add(spec, "kills", {"value": np.array([[5]])}, build=crashing)
+    add(spec, "same", {"value": np.array([[5]])}, build=killer)
+    assert started(tmp_path).returncode == -signal.SIGFPE
+    assert started(tmp_path).stdout.split() == started(tmp_path).stdout.split() == ["original", "same"]
+    (mark,) = tmp_path.glob("m.*.loading")
+    mark.unlink()
+    assert started(tmp_path).returncode == -signal.SIGFPE
+
+
+def killing(tmp_path: Path) -> ModelSpec:
+    killer(tmp_path / "m/1/model.onnx")
+    return again(tmp_path)
+
+
+def started(tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    """What an actor does first, in a process of its own."""
+    code = (
+        "import sys; from pathlib import Path; from kernels.loading import load_all\n"
+        "from kernels.repository import load_model; here = Path(sys.argv[1]); spec = load_model(here, 'm', '1')\n"
+        "print(*[each.name for each in load_all(spec, 1, here / 'state', here / 'm.slot')[0]])"
+    )
+    return subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
 
 
 def test_variants_that_model_toml_names(tmp_path: Path) -> None:
