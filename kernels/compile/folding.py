@@ -47,9 +47,9 @@ def _folded(net: Net, layer: NodeProto) -> tuple[Net, str] | None:
     affine = _affine(net, step)
     if affine is None:
         return None
-    moved = {"Conv": _into_conv, "Gemm": _into_gemm, "MatMul": _into_matmul}.get(layer.op_type, _into_linear)(
-        net, layer, affine
-    )
+    into = {"Conv": _into_conv, "Gemm": _into_gemm, "MatMul": _into_matmul}.get(layer.op_type, _into_linear)
+    with np.errstate(over="ignore", invalid="ignore"):
+        moved = into(net, layer, affine)
     if moved is None:
         return None
     node, weights = moved

@@ -33,6 +33,10 @@ class NotCompiled(LraiError):
     """The model cannot be compiled."""
 
 
+class NoRoom(LraiError):
+    """There is no room for temporary files."""
+
+
 class Runner:
     """A graph that runs on batches."""
 
@@ -60,7 +64,13 @@ def optimized(model: ModelProto | str, options: RunOptions) -> ModelProto:
             chosen.add_session_config_entry(
                 "session.optimized_model_external_initializers_file_name", "optimized.weights"
             )
-        _session(model if isinstance(model, str) else model.SerializeToString(), chosen, options)
+        given = model if isinstance(model, str) else model.SerializeToString()
+        try:
+            _session(given, chosen, options)
+        except NotCompiled:
+            _session(given, _options(options, 1), options)  # raises what is wrong with the graph, if that it is
+            raise NoRoom(f"{folder}: the runtime cannot write {len(given) if isinstance(given, bytes) else 'the'} bytes"
+                         " of graph there; make room, or set TMPDIR to a folder that has it") from None  # fmt: skip
         return onnx.load(path)
 
 
