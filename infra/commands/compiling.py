@@ -21,7 +21,7 @@ from infra.commands import request_files
 from infra.commands.reading import Reader
 from infra.commands.request_files import BadFile
 from kernels import repository
-from kernels.compile import compiler, rows
+from kernels.compile import compiler, ensemble, rows
 from kernels.compile.compiler import Compiled
 from kernels.manifest import Manifest
 from kernels.spec import ModelSpec
@@ -36,10 +36,11 @@ Inputs = dict[str, npt.NDArray[Any]]
 
 
 def spec_of(folder: Path) -> ModelSpec:
-    """The model at <models>/<model>/<version>. Raises BadSetting."""
+    """The model at <models>/<model>/<version>, merged first where it names members. Raises BadSetting, BadEnsemble."""
     path = folder.resolve()
     if not path.is_dir():
         raise BadSetting(f"{folder}: is no folder; name MODELS/<model>/<version>, such as models/credit/1")
+    ensemble.build(path)
     if not (path / "model.onnx").is_file():
         raise BadSetting(f"{folder}: holds no model.onnx; name MODELS/<model>/<version>, such as models/credit/1")
     return repository.load_model(path.parent.parent, path.parent.name, path.name)
@@ -176,7 +177,7 @@ def recorded(settings: Settings, topics: Sequence[str], spec: ModelSpec, most: i
     newest: deque[Inputs] = deque(maxlen=most)
     with Reader(settings, topics, None) as reader:
         for message in reader.to_the_end():
-            inputs = _inputs_of(message.value() or b"", spec)
+            inputs = inputs_of(message.value() or b"", spec)
             if inputs is not None:
                 newest.append(inputs)
     shapes = Counter(_shape(each) for each in newest)
@@ -192,7 +193,7 @@ def _shape(inputs: Inputs) -> tuple[tuple[int, ...], ...]:
     return tuple(array.shape[1:] for _, array in sorted(inputs.items()))
 
 
-def _inputs_of(value: bytes, spec: ModelSpec) -> Inputs | None:
+def inputs_of(value: bytes, spec: ModelSpec) -> Inputs | None:
     """The inputs of a request, None where it is another model's or does not fit."""
     if value[:1] == b"\0":
         value = framing.header(requests.NAME) + value[framing.CONFLUENT_BYTES :]

@@ -187,7 +187,8 @@ class _Compilation:
             self.refused[candidate.name] = str(err)
             shutil.rmtree(folder, ignore_errors=True)
             return
-        self.written.append(_Written(candidate, folder, spec, session, error, external))
+        kept = replace(candidate, net=Net(onnx.ModelProto()))  # it is in its file
+        self.written.append(_Written(kept, folder, spec, session, error, external))
 
     def _compared(self, session: Session, candidate: Candidate) -> VariantError:
         found = Comparison(self.spec)

@@ -18,9 +18,10 @@ ROWS_MIN = 8
 CALIBRATE_ROWS_MAX = 1024
 JUDGE_ROWS_MAX = 4096
 BYTES_MAX = 64 << 20  # of the rows on each side
-BATCH_BYTES_MAX = 4 << 20  # of the inputs of one run
+BATCH_BYTES_MAX = 1 << 20  # of the inputs of one run
 MADE_ROWS = 512
 _MADE_BYTES_MAX = 16 << 20
+_LENGTH = 32  # of a size that varies and has no buckets
 _SIGMAS = 3.0  # as far as made-up rows go from the mean that a scaler states
 
 
@@ -162,7 +163,8 @@ def _bytes(array: Array) -> bytes:
 
 def _one(spec: ModelSpec, tensor: TensorSpec, net: Net | None, rng: np.random.Generator, rows: int) -> Array:
     """Made-up values of one input."""
-    shape = tensor.concrete(rows, spec.smallest)
+    sizes = {size: spec.buckets[-1] if size == spec.padded else _LENGTH for size in tensor.varying}
+    shape = tensor.concrete(rows, sizes)
     dtype = DTYPES[tensor.datatype]
     if tensor.datatype == "BYTES":
         raise NotCompiled(f"{spec.path}: input {tensor.name!r} is text; give --calibration FILE with real rows")
