@@ -16,6 +16,7 @@ from schemas.tensors import FLOATS
 
 __all__ = ["ModelSpec", "Problem", "TensorSpec", "check", "load_model", "load_repository"]
 
+PROBLEM_CHARACTERS_MAX = 500
 _MODEL = re.compile(r"[a-z0-9-]{1,64}")
 _VERSION = re.compile(r"0|[1-9][0-9]{0,8}")
 Specs = dict[tuple[str, str], ModelSpec]
@@ -133,7 +134,7 @@ def _variant(spec: ModelSpec, folder: Path) -> VariantSpec:
         names, wanted = [[(each.name, each.datatype) for each in tensors] for tensors in (own, original)]
         if names != wanted and not problem:
             problem = f"it has {names} where the original has {wanted}; run `lrai compile` again"
-    return VariantSpec(folder.name, facts.zipmap, facts.external, facts.rows_fixed, problem)
+    return VariantSpec(folder.name, facts.zipmap, facts.external, facts.rows_fixed, problem[:PROBLEM_CHARACTERS_MAX])
 
 
 def _unknown_variants(stated: ModelSettings, names: list[str], served: list[str]) -> list[tuple[str, str]]:

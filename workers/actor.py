@@ -91,7 +91,7 @@ class Actor:
 
     def _load(self, window: Window, now_ms: int, records: Sequence[dict[str, Any]]) -> Load:
         size = sum(len(value or b"") for value in window.values)
-        full = len(records) >= self.limits.records_max or size >= self.limits.bytes_max
+        full = len(records) >= max(2, self.limits.records_max) or size >= self.limits.bytes_max
         rows = int(sum(np.frombuffer(record["rows"], "<i4").sum() for record in records))
         return Load(now_ms / 1e3, (now_ms - int(window.timestamp.min())) / 1e3, rows, full)
 

@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.samples import encoded, request, spec, tensor
-from tests.stages import Identity, Tensors, coalesce, through
+from kernels.spec import ModelSpec
+from streams.loop import LaneLimits
+from tests.samples import NOW_MS, encoded, request, spec, tensor, window
+from tests.stages import Ends, Identity, Tensors, coalesce, through
 from tests.stages import actor as lane_of
 from workers.answers import Release
 from workers.variants import CALM_S, CALM_WINDOWS, PATIENCE_MAX, WAIT_S_MIN, Choice, Load, Loaded, LoadPolicy
@@ -234,6 +236,27 @@ def test_a_variant_whose_answers_depend_on_batch_mates_runs_requests_alone() -> 
     lane.choice = Choice({"dynamic": Loaded(Release("net", "1", "dynamic"), kernel, kernel, 8, alone=True)})
     through([value(2), value(1), value(12)], coalesce([net]), [lane]).check(3)
     assert kernel.runs == [2, 1, 12]
+
+
+@pytest.mark.parametrize(("age_ms", "records", "answers"), [(20, 1, "original"), (20, 4, "int8"), (300, 1, "int8")])
+def test_what_a_window_shows_of_the_load(age_ms: int, records: int, answers: str) -> None:
+    """Its oldest batch lay in the topic for too long, or it came full."""
+    net = spec()
+    lane = lane_of(net, Identity())
+    lane.limits = LaneLimits(0.0, 4, 1 << 24)
+    lane.choice = Choice({n: loaded(n, s) for n, s in (("original", 1e-3), ("int8", 1e-4))}, (), ("int8",), SLO_S)
+    ends = Ends()
+    window_of = window([each for _, each in batches(net, records)])
+    ends.add(lane(window_of, int(window_of.timestamp[0]) + age_ms).blocks)
+    assert {result["variant"] for results in ends.results.values() for result in results} == {answers}
+
+
+def batches(net: ModelSpec, n: int) -> list[tuple[str, bytes]]:
+    """So many batch records of one request each."""
+    found = Ends()
+    for offset in range(n):
+        found.add(coalesce([net])(window([value(1)], start=offset), NOW_MS).blocks)
+    return found.batches
 
 
 class Deadly:
