@@ -66,7 +66,7 @@ class Builder:
 
     def constant(self, array: Array) -> str:
         name = f"c{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        self.constants.append(numpy_helper.from_array(np.array(array, order="C"), name))
         return name
 
     def node(self, op: str, inputs: Sequence[str], **attributes: Any) -> str:
@@ -146,6 +146,12 @@ def model_of(builder: Builder, shape: Sequence[int], outputs: Sequence[str]) -> 
     return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
 
 
+def answering(builder: Builder, shape: Sequence[int]) -> onnx.ModelProto:
+    """The graph as a model with one output, `y`."""
+    builder.nodes[-1].output[0] = "y"
+    return model_of(builder, shape, ["y"])
+
+
 def session(model: onnx.ModelProto, optimised: bool = True) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = SEVERITY_FATAL
@@ -170,7 +176,7 @@ def quantized(name: str, layers: Sequence[Layer], low: Array, high: Array, width
     bounds = [(float(low.min()), float(high.max())), *((float(v.min()), float(v.max())) for v in values)]
     ranges = {f"p{place}": each for place, each in enumerate(bounds[:-1])}  # the output itself stays float
     variant = build(layers, low.shape, widths, ranges)
-    models = [model_of(each, low.shape, [each.nodes[-1].output[0]]) for each in (plain, variant)]
+    models = [answering(each, low.shape) for each in (plain, variant)]
     return Pair(name, models[0], models[1], low, high)
 
 
@@ -182,7 +188,7 @@ def perturbed(name: str, layers: Sequence[Layer], low: Array, high: Array, chang
         return Layer(layer.op, weights, layer.attributes, tuple(altered(each) for each in layer.branch))
 
     graphs = [build(layers, low.shape), build([altered(each) for each in layers], low.shape)]
-    models = [model_of(each, low.shape, [each.nodes[-1].output[0]]) for each in graphs]
+    models = [answering(each, low.shape) for each in graphs]
     return Pair(name, models[0], models[1], low, high)
 
 
@@ -289,6 +295,30 @@ def _softmax_pair(rng: Rng, seed: int) -> Pair:
     return quantized(f"softmax #{seed}", [*layers, Layer("Softmax", (), {"axis": -1})], low, high, widths, rng)
 
 
+def _trees_pair(rng: Rng, seed: int) -> Pair:
+    """Boosted stumps and the same with leaves of fewer bits; thresholds stay."""
+    features, trees = int(rng.integers(2, 5)), int(rng.integers(1, 5))
+    thresholds = rng.standard_normal(trees).astype(np.float32)
+    leaves = rng.standard_normal((trees, 2)).astype(np.float32)
+
+    def model(values: Array) -> onnx.ModelProto:
+        node = helper.make_node(
+            "TreeEnsembleRegressor", ["x"], ["y"], domain="ai.onnx.ml", n_targets=1, post_transform="NONE",
+            nodes_treeids=np.repeat(np.arange(trees), 3).tolist(), nodes_nodeids=[0, 1, 2] * trees,
+            nodes_featureids=[each for t in range(trees) for each in (t % features, 0, 0)],
+            nodes_modes=["BRANCH_LEQ", "LEAF", "LEAF"] * trees,
+            nodes_values=[float(each) for t in range(trees) for each in (thresholds[t], 0, 0)],
+            nodes_truenodeids=[1, 0, 0] * trees, nodes_falsenodeids=[2, 0, 0] * trees,
+            nodes_missing_value_tracks_true=[0, 0, 0] * trees, nodes_hitrates=[1.0] * (3 * trees),
+            target_treeids=np.repeat(np.arange(trees), 2).tolist(), target_nodeids=[1, 2] * trees,
+            target_ids=[0] * (2 * trees), target_weights=values.ravel().tolist(),
+        )  # fmt: skip
+        return answering(Builder(nodes=[node]), (features,))
+
+    low, high = _box(rng, features)
+    return Pair(f"trees #{seed}", model(leaves), model(leaves.astype(np.float16).astype(np.float32)), low, high)
+
+
 def pairs(seed: int) -> Iterable[Pair]:
     """One pair of each kind for a seed."""
     rng = np.random.default_rng(seed)
@@ -305,3 +335,4 @@ def pairs(seed: int) -> Iterable[Pair]:
     yield _conv_pair(rng, seed)
     yield _branches_pair(rng, seed)
     yield _softmax_pair(rng, seed)
+    yield _trees_pair(rng, seed)

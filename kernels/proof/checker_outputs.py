@@ -58,6 +58,8 @@ class Outputs:
     def _softmax(self, box: Box, theirs: Argument, apart: Argument) -> Bounds:
         """p = 1 / (1 + R), R = sum of exp(z_j - z_i); the variant's R is R k, ln k within the pairs' differences."""
         n = self.n
+        if n == 1:
+            return Fraction(0), Fraction(0)
         if n > PAIRS_MAX:
             raise Lacks(f"softmax over more than {PAIRS_MAX} classes")
         pairs = [(i, j) for i in range(n) for j in range(n) if i != j]
