@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from infra.commands.variants import app
 from infra.parts import Parts
+from kernels.manifest import BatchProfile
 from kernels.repository import load_model
 from kernels.session import Session
 from kernels.spec import VariantSpec
@@ -46,7 +47,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(golden, **{**arrays, "output/probabilities": arrays["output/probabilities"] + 1})
     killer(folder / "killer/1/model.onnx")
     spec, value = load_model(folder, "killer", "1"), {"value": np.array([[5]])}
-    add(spec, "same", value, killer)
+    add(spec, "same", value, killer, profile=BatchProfile(2048, 0.0, 1e-6, 2048, {2048: 2e-3}))  # few runs apart
     add(spec, "crashing", value, crashing)
     (folder / "killer/1/model.toml").write_text('[variants]\nprefer = ["crashing", "same"]')
     return folder
@@ -173,7 +174,7 @@ def test_what_kills_a_variant_fails_alone(service: Service, client: Client) -> N
     values = [np.full((1000, 1), 5), np.full((1000, 1), KILLS), np.full((1000, 1), 6)]
     tensor = {"name": "value", "datatype": "INT64", "shape": [1000, 1]}
     sent = [framed(request("killer", [{**tensor, "data": each.tobytes()}])) for each in values]
-    found = [each.record() for each in client.wait(client.send(sent))]
+    found = [each.record() for each in client.wait(client.send(sent), 60)]
     ended = [(each["error_code"], each["variant"]) for each in found]
     assert ended == [(None, "same"), ("kernel_failed", None), (None, "same")]
     assert "SIGFPE" in found[1]["error_message"]
