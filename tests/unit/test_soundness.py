@@ -180,7 +180,8 @@ def main(points: int) -> None:
             for pair in random_nets.pairs(seed):
                 try_pair(pair, Path(folder), np.random.default_rng(seed), 1_000_000, tally)
             seed += 1
-            print(f"{tally.points} points, {tally.attacks} of attacks, {tally.bounds} bounds, {tally.violated or 0} violated")
+            violated = tally.violated or "none violated"
+            print(f"{tally.points} points, {tally.attacks} of attacks, {tally.bounds} bounds: {violated}")
     sys.exit(tally.violated is not None)
 
 
