@@ -41,11 +41,12 @@ def verify(
     rows: Annotated[Path | None, typer.Option("--data", help="Rows of the model: their range is the box.")] = None,
     epsilon: Annotated[float, typer.Option(parser=_number, help="The largest difference allowed.")] = 0.01,
     output: Annotated[str, typer.Option(help="raw, softmax or label.")] = "softmax",
+    arithmetic: Annotated[str, typer.Option(help="float32, or real: a proof without rounding says so.")] = "float32",
     timeout: Annotated[float, typer.Option(parser=_number, help="Seconds for all of it.")] = 60.0,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
 ) -> None:
     """Does a variant stay within epsilon of its original on these inputs? Exit code 0 proved, 1 refuted, 2 neither."""
-    _check(output, timeout)
+    _check(output, timeout, arithmetic)
     if folder is not None:
         from infra.commands.certifying import certified
 
@@ -57,7 +58,8 @@ def verify(
 
     low, high = read_box(box, features(original))
     with bar(as_json) as progress:
-        found = ask(original, variant, low, high, epsilon, output, timeout, on_progress=progress)  # type: ignore[arg-type]
+        found = ask(original, variant, low, high, epsilon, output, timeout,  # type: ignore[arg-type]
+                    on_progress=progress, floats=arithmetic == "float32")  # fmt: skip
     if as_json:
         print(json.dumps(found.as_dict(), allow_nan=False))
     else:
@@ -77,7 +79,9 @@ def check(file: Annotated[Path, typer.Argument(help="certificate.json.")]) -> No
     raise SystemExit({"PROVED": 0, "PARTIAL": 0, "REJECTED": 1}.get(report.verdict, 2))
 
 
-def _check(output: str, timeout: float) -> None:
+def _check(output: str, timeout: float, arithmetic: str) -> None:
+    if arithmetic not in ("float32", "real"):
+        raise BadProblem(f"--arithmetic {arithmetic!r}: it must be float32 or real")
     if output not in ("raw", "softmax", "label"):
         raise BadProblem(f"--output {output!r}: it must be raw, softmax or label")
     if not 0 < timeout < 1e7:

@@ -21,6 +21,7 @@ BOXES_MAX = 20_000  # of one task
 _BATCH_MAX = 256
 _BATCH_BYTES = 1 << 28
 _BATCH_FLOPS = 3e10
+_ATTACKED_MAX = 16  # boxes of a batch that are attacked again
 _FIRST_ROUND = 64  # boxes of one task before the others have had theirs
 
 Progress = Callable[[int, int], None]
@@ -94,9 +95,13 @@ class Search:
 
     def __init__(
         self, question: Question, low: F64, high: F64, epsilon: float, deadline: float, seed: int = 0,
-        keep_going: bool = False,
+        keep_going: bool = False, floats: bool = True,
     ) -> None:  # fmt: skip
-        """`deadline` of time.monotonic; `keep_going`: a refuted task is cut further, to know where it holds."""
+        """`deadline` of time.monotonic; `keep_going`: a refuted task is cut further, to know where it holds.
+
+        floats: with float32 rounding; without, a proof is about real arithmetic alone.
+        """
+        self.floats = floats
         self.question, self.epsilon, self.deadline = question, epsilon, deadline
         self.rng = np.random.default_rng(seed)
         self.tasks = [_Task(Box(a, b), keep_going) for a, b in zip(*outward(low, high), strict=True)]
@@ -174,7 +179,8 @@ class Search:
         """Bounds of the boxes; where a box cannot be analysed, an infinite one and the reason."""
         assert self.question.product is not None
         try:
-            return bounded(Analysis(self.question.product, low, high), self.question.quantity), [""] * len(low)
+            analysis = Analysis(self.question.product, low, high, self.floats)
+            return bounded(analysis, self.question.quantity), [""] * len(low)
         except Unsupported as err:
             if len(low) == 1:
                 nothing = np.full(1, np.inf)
@@ -194,6 +200,7 @@ class Search:
                 left.append(row)
         for row in left:
             self._cut(*part[row], worst.influence[row])
+        left = sorted(left, key=lambda row: -worst.bound[row])[:_ATTACKED_MAX]
         if left and self.question.product is not None:
             low, high = (np.stack([getattr(part[row][1], side) for row in left]) for side in ("low", "high"))
             x, value = attack(self.question.product, self.question.quantity, low, high, self.rng, 4, 4)
