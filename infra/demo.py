@@ -35,6 +35,8 @@ from infra.commands import shown
 from infra.demo_load import RATE, SECONDS, Feed, Figures, Listener
 from infra.parts import Parts, parts
 from infra.server import PartsError, cache_folder
+from kernels import manifest
+from kernels.manifest import Manifest
 from schemas.errors import LraiError
 from streams import clients
 from streams.settings import Settings, load
@@ -114,7 +116,7 @@ class Steps:
             self.tell(name, now, done, 1 if done else None)
 
     def models(self, name: str, done: int, total: int) -> None:
-        self.tell("models", f"training {name}" if name else "ready", done, total)
+        self.tell("models", f"training and compiling {name}" if name else "ready", done, total)
 
 
 STEPS = ("Kafka", "Postgres", "models", "pipeline")
@@ -127,6 +129,7 @@ def run(console: Console, keep: bool) -> None:
         with Steps(console) as steps:
             place = _start(stack, steps)
         figures = _feed(console, place)
+        _variants(console, place)
         _results(console, place, figures)
         _invitation(console, place, keep)
         if keep:
@@ -298,6 +301,31 @@ def _table(lines: list[tuple[str, float, float, int, float, float]]) -> Table:
         )
         table.add_row(*cells, end_section=number == len(PRIORITIES) - 1)
     return table
+
+
+def _variants(console: Console, place: Place) -> None:
+    """What `lrai compile` made of each model, beside the original; `serves` is what model.toml prefers."""
+    console.rule("compiled variants, on this machine")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("model", "variant", "bits", "file kB", "us/row", "at rows", "faster", "max error", "labels", "serves"):
+        table.add_column(name, justify="left" if name in ("model", "variant", "bits", "serves") else "right")
+    for name in place.models:
+        folder = place.settings.models / name / demo_models.VERSION
+        original = manifest.read_original(folder)
+        assert original is not None, "compiled with the others"
+        found = [original, *manifest.read_variants(folder).values()]
+        serves = demo_models.SERVED if any(each.name == demo_models.SERVED for each in found) else original.name
+        for each in found:
+            table.add_row(name, *_gain(each, original), "yes" if each.name == serves else "")
+    console.print(table)
+
+
+def _gain(each: Manifest, original: Manifest) -> tuple[str, ...]:
+    """A row of figures, times at the best batch size of each."""
+    took, took_before = (one.profile.seconds[one.profile.best_rows] / one.profile.best_rows for one in (each, original))
+    labels = "-" if each.error.label_agreement is None else f"{each.error.label_agreement:.1%}"
+    return (each.name, each.bits, f"{each.file_bytes / 1e3:.1f}", f"{took * 1e6:.2f}", str(each.profile.best_rows),
+            f"{took_before / took:.1f}x", f"{each.error.max:.1e}", labels)  # fmt: skip
 
 
 def _results(console: Console, place: Place, figures: Figures) -> None:
