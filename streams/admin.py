@@ -32,32 +32,25 @@ class Source:
     topic: str
 
 
-def sources(settings: Settings, releases: Iterable[tuple[str, str]]) -> list[Source]:
-    """Every group that keeps its offsets in Kafka, with its topic. `releases`: model and version."""
-    return [*coalesce_sources(settings), *work_sources(settings, releases)]
-
-
 def coalesce_sources(settings: Settings) -> list[Source]:
     """The groups of the coalescers."""
     prefix = settings.prefix
-    return [Source(coalesce_group(settings, each), topics.requests(prefix, each)) for each in topics.PRIORITIES]
+    return [Source(_group(settings, f"coalesce-{each}"), topics.requests(prefix, each)) for each in topics.PRIORITIES]
 
 
 def work_sources(settings: Settings, releases: Iterable[tuple[str, str]]) -> list[Source]:
     """The groups of the actors."""
     return [
-        Source(work_group(settings, model, version, each), topics.batches(settings.prefix, model, version, each))
+        Source(
+            _group(settings, f"work-{model}-{version}-{each}"), topics.batches(settings.prefix, model, version, each)
+        )
         for model, version in releases
         for each in topics.PRIORITIES
     ]
 
 
-def coalesce_group(settings: Settings, priority: str) -> str:
-    return f"{settings.prefix}-coalesce-{priority}"
-
-
-def work_group(settings: Settings, model: str, version: str, priority: str) -> str:
-    return f"{settings.prefix}-work-{model}-{version}-{priority}"
+def _group(settings: Settings, role: str) -> str:
+    return clients.LaneIds.of(settings, role, settings.slot).group
 
 
 def all_topics(settings: Settings, releases: Iterable[tuple[str, str]]) -> dict[str, dict[str, str]]:
@@ -232,11 +225,3 @@ def _answer(future: Any) -> Any:
         raise KafkaUnavailable(f"kafka refused: {err.args[0].str()}") from err
     except TimeoutError as err:
         raise KafkaUnavailable(f"kafka did not answer within {CALL_S:.0f} s") from err
-
-
-def reply_partitions(consumer: Consumer, allows: Callable[[str], bool]) -> dict[str, int]:
-    """How many partitions each reply topic that is allowed has; asks the cluster."""
-    found = consumer.list_topics(timeout=CALL_S).topics
-    return {name: len(each.partitions) for name, each in found.items() if allows(name) and not each.error}
-
-
