@@ -89,7 +89,7 @@ def bert(bench: Bench) -> Outcome:
     """BERT-base with random weights."""
     sizes = transformers.TINY if bench.quick else transformers.BERT_BASE
     seq = sizes.positions if bench.quick else TOKENS
-    spec = _model("bert", lambda path: transformers.bert(path, sizes))
+    spec = built("bert", lambda path: transformers.bert(path, sizes))
     out = bench.outcome(
         "kernels-bert", f"BERT-base{', tiny' if bench.quick else ''}, {seq} tokens, one row, one thread"
     )
@@ -104,7 +104,7 @@ def bert(bench: Bench) -> Outcome:
 def sentences(bench: Bench) -> Outcome:
     """A real encoder on real sentences."""
     source = minilm.download(ROOT / "build" / "bench" / "minilm")
-    spec = _model("minilm", lambda path: minilm.build(source, path))
+    spec = built("minilm", lambda path: minilm.build(source, path))
     pieces = minilm.WordPiece(source / "vocab.txt")
     text = minilm.sentences()
     order = np.random.default_rng(0).permutation(len(text))
@@ -123,7 +123,7 @@ def sentences(bench: Bench) -> Outcome:
 def resnet(bench: Bench) -> Outcome:
     """ResNet-50 with random weights, compiled whole."""
     image = 64 if bench.quick else 224
-    spec = _model("resnet50", lambda path: nets.resnet50(path, 1, image))
+    spec = built("resnet50", lambda path: nets.resnet50(path, 1, image))
     out = bench.outcome("kernels-resnet", f"ResNet-50, random weights, {image} x {image} pixels, one row, one thread")
     began = time.monotonic()
     compiled = compiler.compile_model(spec, None, compiler.Options(agreement_min=0.0), bench.say)
@@ -296,7 +296,7 @@ def _entry(models: Path, path: Path) -> str:
     return name
 
 
-def _model(name: str, build: Callable[[Path], object]) -> ModelSpec:
+def built(name: str, build: Callable[[Path], object]) -> ModelSpec:
     """Built when it is not there."""
     path = HOME / name / "1" / "model.onnx"
     if not path.exists():

@@ -40,15 +40,15 @@ def in_turns(contenders: Mapping[str, Run], rounds: int, turn_s: float = 0.2) ->
     calls = {}
     for name, run in contenders.items():
         run()
-        calls[name] = max(1, int(turn_s / max(_seconds(run, 1), 1e-6)))
+        calls[name] = max(1, int(turn_s / max(seconds(run, 1), 1e-6)))
     found: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, run in contenders.items():
-            found[name].append(1e3 * _seconds(run, calls[name]))
+            found[name].append(1e3 * seconds(run, calls[name]))
     return found
 
 
-def _seconds(run: Run, calls: int) -> float:
+def seconds(run: Run, calls: int) -> float:
     began = time.thread_time()
     for _ in range(calls):
         run()
