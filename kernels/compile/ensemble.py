@@ -17,6 +17,8 @@ from onnx import (
     ModelProto,
     NodeProto,
     TensorProto,
+    TensorShapeProto,
+    ValueInfoProto,
     compose,
     helper,
     inliner,
@@ -79,6 +81,8 @@ def merge(members: Sequence[Path], rows: int | None = None) -> ModelProto:
     models = [_loaded(path / "model.onnx", each) for path, each in zip(members, facts, strict=True)]
     opsets = _highest(models)
     parts = [_prefixed(_raised(model, opsets, name), name) for model, name in zip(models, names, strict=True)]
+    for part, name in zip(parts, names, strict=True):
+        _name_sizes(part, parts[0].input, f"{name}.")
     merged = _joined(parts, opsets, max(model.ir_version for model in models))
     if not any(has_subgraph(node) for node in merged.graph.node):
         nodes = iter(merged.graph.node)
@@ -209,6 +213,27 @@ def _prefixed(model: ModelProto, name: str) -> GraphProto:
     return graph
 
 
+def _name_sizes(part: GraphProto, inputs: Sequence[ValueInfoProto], prefix: str) -> None:
+    """Varying sizes get the names that the shared inputs give them, else the member's own: the runtime takes sizes of
+    one name for equal and lets tensors share memory by that. Tensors between say nothing of their sizes any more."""
+    shared = {
+        own.dim_param: theirs.dim_param
+        for one in part.input
+        for other in inputs
+        if one.name == other.name
+        for own, theirs in zip(_sizes(one), _sizes(other), strict=True)
+    }
+    for output in part.output:
+        for size in _sizes(output):
+            if size.dim_param:
+                size.dim_param = shared.get(size.dim_param, prefix + size.dim_param)
+    del part.value_info[:]
+
+
+def _sizes(value: ValueInfoProto) -> list[TensorShapeProto.Dimension]:
+    return list(value.type.tensor_type.shape.dim)
+
+
 def _joined(parts: Sequence[GraphProto], opsets: dict[str, int], ir_version: int) -> ModelProto:
     """One model of the parts; equal weights are kept once."""
     if sum(part.ByteSize() for part in parts) > BYTES_MAX:
@@ -227,7 +252,6 @@ def _joined(parts: Sequence[GraphProto], opsets: dict[str, int], ir_version: int
                 whole.initializer.append(weight)
         whole.node.extend(renamed(node, same, outputs=False) for node in part.node)
         whole.sparse_initializer.extend(part.sparse_initializer)
-        whole.value_info.extend(part.value_info)
         whole.output.extend(part.output)
     imports = [helper.make_opsetid(domain, version) for domain, version in opsets.items()]
     return helper.make_model(whole, opset_imports=imports, ir_version=ir_version, producer_name="lrai")

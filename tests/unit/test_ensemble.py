@@ -146,6 +146,28 @@ def test_several_inputs_are_shared_and_the_names_of_varying_sizes_may_differ(tmp
     assert_same(answers(merged, feed), separately(members, feed))
 
 
+def test_sizes_of_one_name_in_two_members_may_differ(tmp_path: Path) -> None:
+    members = []
+    for number, width in enumerate((2, 50)):
+        nodes = [
+            helper.make_node("MatMul", ["x", "w"], ["wide"]),
+            helper.make_node("Relu", ["wide"], ["positive"]),
+            helper.make_node("Neg", ["positive"], ["y"]),
+        ]
+        folder = write(tmp_path, f"a/{number}", nodes, {"w": np.ones((4, width), np.float32)})
+        model = onnx.load(folder / "model.onnx")
+        for name in ("wide", "positive"):
+            model.graph.value_info.append(helper.make_tensor_value_info(name, FLOAT, ["rows", "classes"]))
+        model.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "classes"
+        onnx.save(model, folder / "model.onnx")
+        members.append(folder)
+    merged = ensemble.merge(members)
+    sizes = [[dim.dim_param for dim in each.type.tensor_type.shape.dim] for each in merged.graph.output]
+    assert sizes == [["rows", "a/0.classes"], ["rows", "a/1.classes"]]
+    feed = {"x": ROWS[:, :4]}
+    assert_same(answers(merged, feed), separately(members, feed))
+
+
 def test_equal_weights_are_stored_once_and_equal_layers_run_once(tmp_path: Path) -> None:
     scale = np.arange(1, 5, dtype=np.float32)
     members = []
