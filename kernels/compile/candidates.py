@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+from onnx import ModelProto, TensorProto, helper
 
 from kernels.compile import dynamic, folding, layers, qdq, ranges, smoothing
 from kernels.compile.importing import Reason
@@ -11,7 +13,7 @@ from kernels.compile.judge import Comparison
 from kernels.compile.layers import FLOAT, Plan, WeightLayer, Width
 from kernels.compile.net import Net, inferred
 from kernels.compile.ranges import Scale, Seen
-from kernels.compile.runtime import Runner, Tensors
+from kernels.compile.runtime import LITERAL, Runner, Tensors
 from kernels.manifest import Layer, RunOptions
 from kernels.spec import ModelSpec
 
@@ -44,6 +46,7 @@ class Bench:
     layers: list[WeightLayer]
     reasons: list[Reason]
     feeds: list[Tensors]
+    shown: list[str]  # the tensors that errors are measured at: see `_logits`
     answers: list[Tensors] = field(default_factory=list)  # of the net itself to the feeds
     seen: dict[str, Seen] = field(default_factory=dict)
     scales: dict[str, Scale] = field(default_factory=dict)
@@ -53,10 +56,22 @@ class Bench:
         """The net with the layers at these widths."""
         return qdq.write(self.net, self.layers, plan, self.scales)
 
+    def runner(self, model: ModelProto, options: RunOptions = LITERAL) -> Runner:
+        """Of this net or a form of it, with the tensors as outputs that errors are measured at."""
+        shown = ModelProto()
+        shown.CopyFrom(model)
+        del shown.graph.output[:]
+        shown.graph.output.extend(helper.make_tensor_value_info(each, TensorProto.FLOAT, None) for each in self.shown)
+        return Runner(shown, options)
+
+    def compared(self) -> Comparison:
+        """Takes answers of `runner`."""
+        return Comparison(replace(self.spec, score=None, threshold=None, decision=None))
+
     def error(self, net: Net, options: RunOptions) -> float:
         """How far the net's answers to the calibration rows are from this one's: see `Comparison.relative`."""
-        runner = Runner(net.model, options)
-        found = Comparison(self.spec)
+        runner = self.runner(net.model, options)
+        found = self.compared()
         for feed, wanted in zip(self.feeds, self.answers, strict=True):
             found.update(wanted, runner.run(feed))
         return found.relative
@@ -103,12 +118,30 @@ def _better(made: Bench, other: Bench, within: float, step: Step) -> Bench:
 def bench(spec: ModelSpec, net: Net, feeds: Sequence[Tensors]) -> Bench:
     """Runs the feeds once. Raises NotCompiled."""
     found, reasons = layers.find(net)
-    made = Bench(spec, net, found, reasons, list(feeds))
-    runner = Runner(net.model)
+    made = Bench(spec, net, found, reasons, list(feeds), _logits(net))
+    runner = made.runner(net.model)
     made.answers = [runner.run(feed) for feed in feeds]
     held = layers.eight_bit_tensors(net, found, {each.name: STATIC for each in found})
     made.seen = ranges.observe(net, sorted(held), made.feeds)  # where its source is in floats, each has its own scale
     return made
+
+
+def _logits(net: Net) -> list[str]:
+    """What goes into the last Softmax or Sigmoid, else the float outputs.
+
+    Probabilities near 0 and 1 hide errors and do not add up in squares; what they are made of does.
+    """
+    kinds = {each.name: each.type.tensor_type.elem_type for each in net.model.graph.output}
+    found: list[str] = []
+    left = [name for name, kind in kinds.items() if kind == TensorProto.FLOAT]
+    floats = list(left)
+    while left:
+        node = net.producer.get(left.pop())
+        if node is not None and node.op_type in ("Softmax", "LogSoftmax", "Sigmoid"):
+            found.append(node.input[0])
+        elif node is not None and node.op_type in ("Identity", "Concat", "Sub", "Reshape", "Flatten"):
+            left += [name for name in node.input if net.weight(name) is None]
+    return list(dict.fromkeys(found)) or floats or list(net.outputs)
 
 
 def calibrate(made: Bench, step: Step) -> None:

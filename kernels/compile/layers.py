@@ -101,6 +101,33 @@ def eight_bit_tensors(net: Net, layers: list[WeightLayer], plan: Plan) -> dict[s
     return {name: _scale_of(net, name, found) for name in sorted(found)}
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where Q and DQ go behind a tensor. `all_takers`: whoever makes it makes 8 bits, so there are no floats to read.
+
+    Otherwise only `takers` (ids of nodes that work on 8 bits) read what comes back, and the others the floats.
+    """
+
+    all_takers: bool
+    takers: frozenset[int]
+
+
+def places(net: Net, layers: list[WeightLayer], plan: Plan, held: dict[str, str]) -> dict[str, Place]:
+    """For each tensor that is held in 8 bits."""
+    eight = {id(each.node): each for each in layers if plan.get(each.name, FLOAT).activation == 8}
+    outputs = {_after(net, each.name): each for each in eight.values()}
+    found = {}
+    for name in held:
+        takers = {
+            id(node)
+            for node in net.consumers.get(name, [])
+            if id(node) in eight or (node.op_type in (*_EIGHT, *_SAME) and _after(net, node.output[0]) in held)
+        }
+        whole = name not in net.inputs and _worth(net, name, outputs)
+        found[name] = Place(whole, frozenset(takers))
+    return found
+
+
 def _worth(net: Net, name: str, outputs: dict[str, WeightLayer]) -> bool:
     """Whether an 8-bit layer or operator makes the tensor; a scale on anything else gains nothing."""
     if name in outputs:

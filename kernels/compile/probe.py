@@ -10,15 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from kernels.compile import ranges
+from kernels.compile import qdq, ranges
 from kernels.compile.allocate import Choice
 from kernels.compile.candidates import STATIC, Bench
-from kernels.compile.judge import Comparison
-from kernels.compile.layers import FLOAT, Plan, Width, eight_bit_tensors, weight_of
-from kernels.compile.net import Array, renamed
-from kernels.compile.runtime import Runner, Tensors
+from kernels.compile.layers import FLOAT, Plan, Width, eight_bit_tensors, places, weight_of
+from kernels.compile.net import Array
+from kernels.compile.runtime import Tensors
 
 WEIGHT_BITS = (4, 8, 16)
 BUDGET_S = 30.0  # of all trials together
@@ -96,7 +95,7 @@ class _Probe:
 
     def __init__(self, made: Bench, held: set[str]) -> None:
         self.made = made
-        self.runner = Runner(_graph(made, held))
+        self.runner = made.runner(_graph(made, held))
         self.feeds = made.feeds
         self.answers = [self.runner.run(feed) for feed in self.feeds]
 
@@ -121,7 +120,7 @@ class _Probe:
 
     def error(self, changed: Mapping[str, Array]) -> float:
         """With these defaults replaced."""
-        found = Comparison(self.made.spec)
+        found = self.made.compared()
         for feed, wanted in zip(self.feeds, self.answers, strict=True):
             found.update(wanted, self.runner.run({**feed, **changed}))
         return found.relative
@@ -130,21 +129,17 @@ class _Probe:
 def _graph(made: Bench, held: set[str]) -> ModelProto:
     """The net with a switch at each tensor, and with weights that a run may replace."""
     net = made.net
-    inputs = [name for name in held if name in net.inputs]
-    taken = {name: f"{name}.d" for name in inputs}
-    outputs = {name: f"{name}.f" for name in held if name not in inputs}
-    nodes = [renamed(renamed(node, taken, outputs=False), outputs, inputs=False) for node in net.nodes]
+    plan = dict.fromkeys((each.name for each in made.layers), STATIC)
+    where = places(net, made.layers, plan, {name: name for name in held})
+    nodes: list[NodeProto] = []
     weights: dict[str, Array] = {}
+    names = {}
     for name in sorted(held):
-        before, after = (name, f"{name}.d") if name in inputs else (f"{name}.f", name)
-        scale = made.scales[name]
-        weights |= {f"{name}.s": np.array(scale.scale, np.float32), f"{name}.z": np.array(scale.zero, np.uint8),
-                    f"{name}.m": np.array(False)}  # fmt: skip
-        nodes += [
-            helper.make_node("QuantizeLinear", [before, f"{name}.s", f"{name}.z"], [f"{name}.q"]),
-            helper.make_node("DequantizeLinear", [f"{name}.q", f"{name}.s", f"{name}.z"], [f"{name}.e"]),
-            helper.make_node("Where", [f"{name}.m", f"{name}.e", before], [after]),
-        ]
+        before, after = names[name] = qdq.stepped(nodes, weights, name, made.scales[name], where[name])
+        nodes[-1].output[0] = f"{name}.e"
+        nodes.append(helper.make_node("Where", [f"{name}.m", f"{name}.e", before], [after]))
+        weights[f"{name}.m"] = np.array(False)
+    nodes += [qdq.rewired(node, where, names) for node in net.nodes]
     model = net.rebuilt(nodes, weights).model
     graph = model.graph
     graph.input.extend(helper.make_tensor_value_info(f"{name}.m", TensorProto.BOOL, []) for name in sorted(held))

@@ -11,7 +11,7 @@ import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
 from kernels.compile import ranges
-from kernels.compile.layers import FLOAT, Plan, WeightLayer, Width, eight_bit_tensors, weight_of
+from kernels.compile.layers import FLOAT, Place, Plan, WeightLayer, Width, eight_bit_tensors, places, weight_of
 from kernels.compile.net import Array, Net, renamed
 from kernels.compile.ranges import Scale
 
@@ -40,14 +40,13 @@ def write(net: Net, layers: list[WeightLayer], plan: Plan, scales: Mapping[str, 
     """The net with the layers at their widths; `scales` has one for each of `eight_bit_tensors`."""
     draft = _Draft(net, [], {})
     held = eight_bit_tensors(net, layers, plan)
-    behind = {name: _behind(draft, name, scales[held[name]]) for name in held}
+    where = places(net, layers, plan, held)
+    names = {name: stepped(draft.nodes, draft.weights, name, scales[held[name]], where[name]) for name in held}
     by_node = {id(each.node): each for each in layers}
-    made = {name: before for name, (before, _) in behind.items() if name not in net.inputs}
-    taken = {name: after for name, (_, after) in behind.items()}
     for node in net.nodes:
         layer = by_node.get(id(node))
         width = plan.get(layer.name, FLOAT) if layer else FLOAT
-        new = renamed(renamed(node, taken, outputs=False), made, inputs=False)
+        new = rewired(node, where, names)
         if layer is not None and width != FLOAT:
             scale = scales[held[layer.source]] if layer.source in held else None
             _layer(draft, layer, width, new, scale)
@@ -55,17 +54,24 @@ def write(net: Net, layers: list[WeightLayer], plan: Plan, scales: Mapping[str, 
     return net.rebuilt(draft.nodes, draft.weights)
 
 
-def _behind(draft: _Draft, name: str, scale: Scale) -> tuple[str, str]:
-    """Q and DQ behind a tensor: the name that its maker writes, and the one that its takers read."""
-    constants = [
-        draft.constant(f"{name}.s", np.array(scale.scale, np.float32)),
-        draft.constant(f"{name}.z", np.array(scale.zero, np.uint8)),
-    ]
-    is_input = name in draft.net.inputs
-    before, after = (name, f"{name}.d") if is_input else (f"{name}.f", name)
-    step = draft.add("QuantizeLinear", [before, *constants], f"{name}.q")
-    draft.add("DequantizeLinear", [step, *constants], after)
+def stepped(
+    nodes: list[NodeProto], weights: dict[str, Array], name: str, scale: Scale, place: Place
+) -> tuple[str, str]:
+    """Adds Q and DQ behind a tensor: the name that its maker writes, and the one that its takers read."""
+    weights |= {f"{name}.s": np.array(scale.scale, np.float32), f"{name}.z": np.array(scale.zero, np.uint8)}
+    constants = [f"{name}.s", f"{name}.z"]
+    before, after = (f"{name}.f", name) if place.all_takers else (name, f"{name}.d")
+    nodes.append(helper.make_node("QuantizeLinear", [before, *constants], [f"{name}.q"]))
+    nodes.append(helper.make_node("DequantizeLinear", [f"{name}.q", *constants], [after]))
     return before, after
+
+
+def rewired(node: NodeProto, where: Mapping[str, Place], names: Mapping[str, tuple[str, str]]) -> NodeProto:
+    """The node reading and writing the tensors behind and before the steps."""
+    new = renamed(node, {})
+    new.input[:] = [names[each][1] if each in where and id(node) in where[each].takers else each for each in node.input]
+    new.output[:] = [names[each][0] if each in where else each for each in node.output]
+    return new
 
 
 def _layer(draft: _Draft, layer: WeightLayer, width: Width, node: NodeProto, source: Scale | None) -> None:

@@ -1,0 +1,84 @@
+"""Widths chosen by predicted errors, measured as a whole: on three nets, against uniform and reversed ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from kernels.compile import allocate, candidates, importing, mixed, probe
+from kernels.compile.candidates import Bench
+from kernels.compile.layers import Plan, Width
+from kernels.compile.probe import Sensitivities
+from kernels.repository import load_model
+from tests import nets
+from tests.transformers import TINY, bert
+from tests.unit.test_quantize import small_cnn
+
+RNG = np.random.default_rng(0)
+
+
+def measured(path: Path, name: str) -> Sensitivities:
+    if name == "mlp":
+        nets.mlp(path, sizes=(30, 64, 64, 64, 32, 2))
+        feed = {"features": RNG.standard_normal((128, 30), np.float32)}
+    elif name == "cnn":
+        path.parent.mkdir(parents=True)
+        onnx.save(small_cnn(path).model, path)
+        feed = {"pixels": RNG.random((64, 3, 16, 16), np.float32)}
+    else:
+        path.parent.mkdir(parents=True)
+        bert(path, TINY)
+        feed = {
+            "input_ids": RNG.integers(0, 50, (32, 16)),
+            "attention_mask": np.ones((32, 16), np.int64),
+            "token_type_ids": np.zeros((32, 16), np.int64),
+        }
+    spec = load_model(path.parents[2], name, "1")
+    net = importing.read(spec).net
+    assert net is not None
+    made = candidates.bench(spec, net, [feed])
+    candidates.calibrate(made, lambda what: None)
+    return probe.measure(made, lambda what: None, 5.0)
+
+
+def error(made: Bench, plan: Plan) -> float:
+    return made.error(made.written(plan), made.options())
+
+
+def size(made: Bench, plan: Plan) -> int:
+    return sum(each.file_bytes(plan[each.name].weight) for each in made.layers)
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "bert"])
+def test_chosen_widths_hold_what_they_promise(tmp_path: Path, name: str) -> None:
+    found = measured(tmp_path / name / "1/model.onnx", name)
+    made = found.made
+    for widths in (mixed.EIGHT, mixed.STORED):
+        choices = found.choices(widths)
+        for bits in (4, 8):
+            uniform = {each.name: Width(bits, widths[0].activation) for each in made.layers}
+            plan = {key: each.width for key, each in allocate.under_bytes(choices, size(made, uniform)).items()}
+            assert size(made, plan) <= size(made, uniform)
+            assert error(made, plan) <= 1.05 * error(made, uniform)
+            assert error(made, plan) <= 1.3 * found.predicted(plan)
+    plan, predicted, whole = mixed.allocated(found, mixed.EIGHT, 0.05, made.options())
+    assert whole <= 0.05
+    assert whole <= 1.3 * predicted
+    assert size(made, plan) < size(made, {each.name: Width(16, 32) for each in made.layers})
+
+
+def test_the_other_way_round_is_worse(tmp_path: Path) -> None:
+    """The narrow widths where they hurt most, at no smaller a size."""
+    found = measured(tmp_path / "cnn/1/model.onnx", "cnn")
+    made = found.made
+    least, most = (size(made, {each.name: Width(bits, 8) for each in made.layers}) for bits in (4, 8))
+    chosen = allocate.under_bytes(found.choices(mixed.EIGHT), (least + most) // 2)
+    plan = {name: each.width for name, each in chosen.items()}
+    hurts = sorted(made.layers, key=lambda each: found.weights[each.name][4] / each.elements)
+    widths = sorted(plan.values(), key=lambda each: each.weight)
+    reverse = {layer.name: width for layer, width in zip(hurts[::-1], widths, strict=True)}
+    assert size(made, plan) <= size(made, reverse)
+    assert error(made, plan) < error(made, reverse)
