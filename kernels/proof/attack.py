@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import time
+
 import numpy as np
 import numpy.typing as npt
 
@@ -21,15 +24,19 @@ def inside(x: F64, low: F64, high: F64) -> npt.NDArray[np.float32]:
 
 
 def attack(product: Product, quantity: Quantity, low: F64, high: F64, rng: np.random.Generator, points: int = 12,
-           steps: int = 8) -> tuple[npt.NDArray[np.float32], F64]:  # fmt: skip
-    """The worst input found in each box, float32[tasks, features], and what our own arithmetic says there."""
+           steps: int = 8, deadline: float = math.inf) -> tuple[npt.NDArray[np.float32], F64]:  # fmt: skip
+    """The worst input found in each box, float32[tasks, features], and what our own arithmetic says there.
+
+    After the deadline of time.monotonic, the middles of the boxes.
+    """
     tasks, features = low.shape
     widest = max(each.argument.size for each in product.original.unaries) if product.original.unaries else features
     chunk = max(1, _POINTS_BYTES // (8 * points * max(widest, features)))
-    best = [
-        _attack(product, quantity, low[at : at + chunk], high[at : at + chunk], rng, points, steps)
-        for at in range(0, tasks, chunk)
-    ]
+    best = []
+    for at in range(0, tasks, chunk):
+        late = time.monotonic() > deadline
+        many = (1, 0) if late else (points, steps)
+        best.append(_attack(product, quantity, low[at : at + chunk], high[at : at + chunk], rng, *many))
     return np.concatenate([x for x, _ in best]), np.concatenate([value for _, value in best])
 
 

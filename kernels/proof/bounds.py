@@ -6,6 +6,7 @@ NeuroDiff (Paulsen et al., ICSE and ASE 2020). Pure; arrays are float64[tasks, n
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,9 +55,14 @@ class Rows:
 class Analysis:
     """Both nets over boxes. The work is done when it is made."""
 
-    def __init__(self, product: Product, low: F64, high: F64, floats: bool = True) -> None:
-        """`low`, `high`: float64[tasks, features]. `floats`: with float32 rounding. Raises Unsupported on overflow."""
-        self.product, self.floats, self.tasks = product, floats, len(low)
+    def __init__(
+        self, product: Product, low: F64, high: F64, floats: bool = True, tick: Callable[[], None] = lambda: None
+    ) -> None:
+        """`low`, `high`: float64[tasks, features]. `floats`: with float32 rounding. Raises Unsupported on overflow.
+
+        tick: called between products, may raise to break off.
+        """
+        self.product, self.floats, self.tasks, self._tick = product, floats, len(low), tick
         self.ranges: dict[int, Range] = {0: Range(low, high)}
         self.nodes: dict[int, Node] = {}
         self.arguments: dict[int, tuple[Argument, Range]] = {}
@@ -183,6 +189,7 @@ class Analysis:
         waiting: dict[int, F64] = {}
         _spread(argument, rows, waiting, real, rounded)
         while waiting and max(waiting) > 0:
+            self._tick()
             at = max(waiting)
             rows, node = waiting.pop(at), self.nodes[at]
             positive = np.maximum(rows, 0.0)

@@ -22,6 +22,7 @@ from kernels.proof.outputs import bounded
 from kernels.proof.question import Question
 from kernels.proof.split import Box, Outcome
 from kernels.proof.stat import Statistics
+from kernels.proof.trees import Forest
 
 FORMAT = 1
 FILE = "certificate.json"
@@ -104,6 +105,8 @@ def _leaf(question: Question, box: Box, most: float, number: int) -> dict[str, A
     if box.open or not box.bound <= most:
         return {"open": box.open or "the bound is above epsilon"}
     assert question.product is not None
+    if isinstance(question.product.original, Forest):
+        return {"leaf": number, "bound": box.bound.hex(), "bound_real": max(box.real, 0.0).hex(), "slopes": None}
     analysis = Analysis(question.product, box.low[None], box.high[None])
     worst = bounded(analysis, question.quantity)
     bound, real = float(worst.bound[0]), float(worst.real[0])

@@ -65,7 +65,8 @@ class Lowering:
             key = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
             if key not in OPERATORS:
                 raise Unsupported(f"operator {key} (node {node.name or node.output[0]!r}) is not modelled")
-            self._record(node.output[0], OPERATORS[key](self, node))
+            place = 1 if node.op_type == "LinearClassifier" else 0  # its first output is the label
+            self._record(node.output[place], OPERATORS[key](self, node))
         if name not in self.tensors:
             raise Unsupported(f"output {name!r} does not depend on the input")
         return self.tensors[name]
@@ -127,7 +128,7 @@ class Lowering:
         needed, left = set(), [name]
         while left:
             node = self.makers.get(left.pop())
-            if node is not None and id(node) not in needed and node.output[0] not in self.tensors:
+            if node is not None and id(node) not in needed and not self.tensors.keys() & set(node.output):
                 needed.add(id(node))
                 left.extend(node.input)
         return [node for node in self.graph.node if id(node) in needed]

@@ -20,6 +20,7 @@ _LEVELS = {
     np.dtype(np.int16): (-32768, 32767),
 }
 
+LABELS = ("classlabels_strings", "classlabels_int64s", "classlabels_ints")
 _STEP_MIN = 2.0**-100  # below it levels may be denormal, and their errors absolute
 
 
@@ -296,6 +297,22 @@ def _scaler(state: Lowering, node: NodeProto) -> Tensor:
     return Tensor(expression, source.shape, source.signature, None, source.double)
 
 
+def _linear_model(state: Lowering, node: NodeProto) -> Tensor:
+    """LinearRegressor, or the scores of LinearClassifier; one score of two classes is a softmax of (0, score)."""
+    source = state.of(node)
+    weights = np.asarray(attribute(node, "coefficients", []), np.float64).reshape(-1, source.expression.size)
+    shift = np.asarray(attribute(node, "intercepts", [0.0] * len(weights)), np.float64)
+    kind = attribute(node, "post_transform", b"NONE")
+    mirrored = len(weights) == 2 and (weights[0] == -weights[1]).all() and shift[0] == -shift[1]
+    if node.op_type == "LinearClassifier" and kind == b"LOGISTIC" and (len(weights) == 1 or mirrored):
+        weights, shift = np.stack([0 * weights[-1], weights[-1]]), np.array([0.0, shift[-1]])
+    elif node.op_type == "LinearClassifier" and len(weights) == 1:
+        raise Unsupported(f"LinearClassifier {node.output[0]!r} of one score without LOGISTIC")
+    elif kind not in (b"NONE", b"SOFTMAX"):
+        raise Unsupported(f"{node.op_type} {node.output[0]!r} with {kind.decode()} of several scores")
+    return linear(state, source, weights, shift, (len(weights),), source.expression.size, f"lin({source.signature})")
+
+
 def _function(state: Lowering, node: NodeProto) -> Tensor:
     source, op = state.of(node), node.op_type
     if op == "Clip":
@@ -365,4 +382,5 @@ OPERATORS: dict[str, Operator] = {
     "QuantizeLinear": _quantize,
     "DequantizeLinear": _dequantize,
     "ai.onnx.ml.Scaler": _scaler,
+    **dict.fromkeys(("ai.onnx.ml.LinearRegressor", "ai.onnx.ml.LinearClassifier"), _linear_model),
 }

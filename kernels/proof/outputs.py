@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from kernels.proof.bounds import Analysis
 from kernels.proof.ir import F64, BadProblem, Net
+from kernels.proof.trees import ForestAnalysis
 
 Quantity = Literal["raw", "softmax", "label"]
 PAIRS_MAX = 32  # classes up to which every pair is bounded for itself
@@ -29,7 +30,7 @@ class Worst:
     influence: F64
 
 
-def bounded(analysis: Analysis, quantity: Quantity) -> Worst:
+def bounded(analysis: Analysis | ForestAnalysis, quantity: Quantity) -> Worst:
     """The bound of |variant - original| over each box."""
     net = analysis.product.original
     outputs = net.tensors[net.output].size
@@ -65,9 +66,10 @@ def softmax(logits: F64) -> F64:
 def softmax_rounding(n: int) -> float:
     """How far float32 probabilities of n classes of both nets may be from the real ones, together.
 
-    A sum of n powers is within g(n + 16) of the real one in any order, and so is each quotient.
+    A sum of n powers is within g(n + 16) of the real one in any order, and so is each quotient, also when it is
+    normalized once more.
     """
-    return float((n + 32) * 2.0**-23)
+    return float((2 * n + 40) * 2.0**-23)
 
 
 def _of(influence: F64, at: npt.NDArray[np.int64]) -> F64:
@@ -81,7 +83,7 @@ def _differences(n: int, i: int) -> F64:
     return np.asarray(np.delete(np.eye(n), i, 0) - np.eye(n)[i])
 
 
-def _label(analysis: Analysis, n: int) -> Worst:
+def _label(analysis: Analysis | ForestAnalysis, n: int) -> Worst:
     if n < 2:
         raise BadProblem("--output label needs two or more outputs; use --output raw")
     product, box = analysis.product, analysis.ranges[0]
@@ -91,13 +93,13 @@ def _label(analysis: Analysis, n: int) -> Worst:
     apart = analysis.outputs(rows, "difference")
     ours = np.minimum(analysis.outputs(rows, "variant").total, theirs.total + apart.total)
     worst = np.maximum(theirs.total, ours)
-    least = MARGIN if analysis.floats and product.original.ending == "softmax" else 0.0
+    least = MARGIN if analysis.floats and product.original.ending.startswith("softmax") else 0.0
     bound = np.where(worst.max(1) < -least, 0.0, np.inf)
     real = np.where(np.maximum(theirs.real, theirs.real + apart.real).max(1) < 0, 0.0, bound)
     return Worst(bound, real, _of(theirs.influence + apart.influence, worst.argmax(1)))
 
 
-def _softmax(analysis: Analysis, n: int) -> Worst:
+def _softmax(analysis: Analysis | ForestAnalysis, n: int) -> Worst:
     """p_i = 1 / (1 + R), R = sum_j exp(z_j - z_i); the variant's R is R k with ln k within the pairs' differences."""
     if n == 1:
         zero = np.zeros(analysis.tasks)

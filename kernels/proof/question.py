@@ -14,9 +14,13 @@ from kernels.proof import runtime
 from kernels.proof.deviations import adjacent
 from kernels.proof.ir import F64, BadProblem, Net, Unsupported
 from kernels.proof.lower import Lowering, attribute, load
-from kernels.proof.outputs import Quantity, measured
+from kernels.proof.operators import LABELS
+from kernels.proof.outputs import Quantity, measured, softmax
 from kernels.proof.pair import Product, pair
+from kernels.proof.trees import Forest, as_net
 
+NAMES = ("original", "variant")
+_AGREE = 1e-2
 _BEHIND = ("Identity", "Cast", "Dropout", "Reshape", "Flatten", "Squeeze")  # what may follow the numbers
 
 
@@ -37,7 +41,28 @@ class Question:
 
     def replay(self, x: npt.NDArray[np.float32]) -> F64:
         """The runtime's own |variant - original|, float64[rows] of float32[rows, features]."""
-        return measured(self.net, self.quantity, self.sessions[0].run(x), self.sessions[1].run(x))
+        found = [each.run(x) for each in self.sessions]
+        if self.net.ending == "softmaxed":
+            with np.errstate(invalid="ignore"):
+                found = [np.log(np.maximum(each, 2.0**-149)) for each in found]
+        return measured(self.net, self.quantity, found[0], found[1])
+
+    def misread(self, x: npt.NDArray[np.float32]) -> str:
+        """Why the runtime does not compute what was read from the files, or "": a last check of our own reading.
+
+        Rounding may move a quantizer by a step on a few rows, so half of the rows must agree.
+        """
+        if self.product is None:
+            return ""
+        for session, net, name in zip(self.sessions, (self.product.original, self.product.variant), NAMES, strict=True):
+            answers, ours = session.run(x), net.run(x.astype(np.float64))
+            if self.net.ending == "softmaxed":
+                ours = softmax(ours)
+            with np.errstate(invalid="ignore"):
+                off = np.abs(answers - ours).max(1) / (1 + np.abs(ours).max(1))
+            if np.isfinite(answers).all() and np.median(off) > _AGREE:
+                return f"the runtime's answers of the {name} are {np.median(off):.2g} away from what its graph says"
+        return ""
 
     def confirmed(self, x: npt.NDArray[np.float32]) -> float:
         """The least that one row x differs, alone and in a batch."""
@@ -52,6 +77,8 @@ def ask(original: Path, variant: Path, quantity: Quantity, options: runtime.Opti
     """Reads both. `options`: of the variant's session; without, the runtime's defaults. Raises BadProblem."""
     protos = load(original), load(variant)
     ends = [_ending(proto) for proto in protos]
+    if quantity == "raw" and ends[0].kind == "softmaxed":
+        raise BadProblem("--output raw: the graph has no tensor of logits; use --output softmax")
     _alike(protos[0], protos[1], ends)
     features = runtime.cpu_features()
     nets: list[Net] = []
@@ -78,6 +105,8 @@ def ask(original: Path, variant: Path, quantity: Quantity, options: runtime.Opti
         reason = reason or f"the session of the manifest computes something else than the graph: {odd[0]}"
     net = nets[0] if nets else Net(0, ending=ends[0].kind)
     shape = _shape(protos[0])
+    if len({isinstance(each, Forest) for each in nets}) == 2:
+        reason = "one model is a tree ensemble, the other is not"
     product = pair(nets[0], nets[1]) if len(nets) == 2 and not reason else None
     if product and product.original.tensors[net.output].size != product.variant.tensors[nets[1].output].size:
         raise BadProblem("the models answer with different numbers of outputs")
@@ -94,7 +123,11 @@ def _sessions(
 
 @dataclass(frozen=True)
 class Ending:
-    """The tensor of numbers, and what they are: "softmax" (logits before one), "probabilities" or ""."""
+    """The tensor of numbers, and what they are.
+
+    kind: "softmax" (logits before one), "softmaxed" (probabilities that a node makes of logits of its own),
+    "probabilities" or "".
+    """
 
     tensor: str
     kind: str
@@ -112,6 +145,12 @@ def _ending(proto: onnx.ModelProto) -> Ending:
     while node is not None and node.op_type in ("ZipMap", *_BEHIND):
         name = node.input[0]
         node = makers.get(name)
+    if node is not None and node.op_type == "Normalizer" and attribute(node, "norm", b"MAX") == b"L1":
+        before = makers.get(node.input[0])
+        if before is not None and before.op_type == "LinearClassifier" and _transform(before) == "softmaxed":
+            return Ending(before.output[1], "softmaxed")
+    if node is not None and node.op_type.endswith("Classifier"):
+        return Ending(name, _transform(node))
     if node is not None and node.op_type == "Softmax" and attribute(node, "axis", -1) in (-1, 1):
         return Ending(node.input[0], "softmax")
     return Ending(name, "probabilities" if _are_probabilities(name, makers) else "")
@@ -144,10 +183,27 @@ def _are_probabilities(name: str, makers: dict[str, NodeProto]) -> bool:
             and (made.op_type == "Sigmoid" or (made.op_type == "Sub" and _are_probabilities(made.input[1], makers)))
             for each in node.input
         )
-    return node.op_type.endswith("Classifier") and attribute(node, "post_transform", b"NONE") != b"NONE"
+    return False
+
+
+def _transform(node: NodeProto) -> str:
+    """What a classifier's numbers are: two logistic ones are a softmax of (0, score)."""
+    kind = attribute(node, "post_transform", b"NONE")
+    labels = max(len(attribute(node, name, [])) for name in LABELS)
+    if kind == b"SOFTMAX" or (kind == b"LOGISTIC" and labels == 2):
+        return "softmaxed"
+    return "probabilities" if kind == b"NONE" else "transformed"
 
 
 def _net(state: Lowering, ending: Ending) -> Net:
+    if ending.kind == "transformed":
+        raise Unsupported(f"the post_transform of the node that makes {ending.tensor!r} is not modelled")
+    node = state.makers.get(ending.tensor)
+    if node is not None and node.op_type.startswith("TreeEnsemble") and node.op_type != "TreeEnsemble":
+        source = state.tensor(node.input[0]) if node.input[0] in state.makers else state.tensors[node.input[0]]
+        grown = as_net(node, source.expression, state.net.features, ending.tensor)
+        grown.ending = ending.kind
+        return grown
     found = state.tensor(ending.tensor)
     if ending.kind == "softmax" and len([each for each in found.shape if each != 1]) > 1:
         raise Unsupported(f"Softmax over one axis of a tensor of shape {found.shape} is not modelled")

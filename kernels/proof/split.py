@@ -16,15 +16,22 @@ from kernels.proof.ir import F64, Unsupported
 from kernels.proof.outputs import Quantity, Worst, bounded
 from kernels.proof.pair import Product
 from kernels.proof.question import Question
+from kernels.proof.trees import Forest, ForestAnalysis
+from schemas.errors import LraiError
 
 BOXES_MAX = 20_000  # of one task
 _BATCH_MAX = 256
 _BATCH_BYTES = 1 << 28
 _BATCH_FLOPS = 3e10
+_ROWS_READ = 256  # on which our reading of the models is compared with the runtime
 _ATTACKED_MAX = 16  # boxes of a batch that are attacked again
 _FIRST_ROUND = 64  # boxes of one task before the others have had theirs
 
 Progress = Callable[[int, int], None]
+
+
+class TimeOver(LraiError):
+    """The time of a search is over."""
 
 
 @dataclass
@@ -113,6 +120,9 @@ class Search:
     def run(self, on_progress: Progress = lambda done, total: None) -> list[Outcome]:
         """Attacks, bounds, cuts."""
         self._attack_all()
+        points = self.low + self.rng.random(self.low.shape) * (self.high - self.low)
+        if wrong := self.question.misread(inside(points, self.low, self.high)[:_ROWS_READ]):
+            self.question.reason, self.question.product = wrong, None
         if self.question.product is not None:
             first = True
             while (chosen := self._chosen(first)) and time.monotonic() < self.deadline:
@@ -121,11 +131,18 @@ class Search:
                 first = False
         return [self._outcome(each) for each in self.tasks]
 
+    def _half(self) -> float:
+        return 0.5 * (time.monotonic() + self.deadline)
+
+    def _tick(self) -> None:
+        if time.monotonic() > self.deadline:
+            raise TimeOver
+
     def _attack_all(self) -> None:
         began = time.monotonic()
         product = self.question.product
         if product is not None:
-            x, _ = attack(product, self.question.quantity, self.low, self.high, self.rng)
+            x, _ = attack(product, self.question.quantity, self.low, self.high, self.rng, deadline=self._half())
         else:
             x = inside(self.low + self.rng.random(self.low.shape) * (self.high - self.low), self.low, self.high)
         self._replay(list(range(len(self.tasks))), x)
@@ -165,12 +182,13 @@ class Search:
         size = batch_size(self.question.product)
         for start in range(0, len(chosen), size):
             part, began = chosen[start : start + size], time.monotonic()
-            if began > self.deadline:
+            low, high = np.stack([box.low for _, box in part]), np.stack([box.high for _, box in part])
+            try:
+                worst, reasons = self._bounded(low, high)
+            except TimeOver:
                 for place, box in chosen[start:]:
                     self.tasks[place].waiting.append(box)
                 return
-            low, high = np.stack([box.low for _, box in part]), np.stack([box.high for _, box in part])
-            worst, reasons = self._bounded(low, high)
             self._settle(part, worst, reasons)
             for place, _ in part:
                 self.tasks[place].seconds += (time.monotonic() - began) / len(part)
@@ -179,7 +197,8 @@ class Search:
         """Bounds of the boxes; where a box cannot be analysed, an infinite one and the reason."""
         assert self.question.product is not None
         try:
-            analysis = Analysis(self.question.product, low, high, self.floats)
+            kind = ForestAnalysis if isinstance(self.question.product.original, Forest) else Analysis
+            analysis = kind(self.question.product, low, high, self.floats, self._tick)
             return bounded(analysis, self.question.quantity), [""] * len(low)
         except Unsupported as err:
             if len(low) == 1:
@@ -258,6 +277,6 @@ def batch_size(product: Product) -> int:
     sizes = [product.original.features, *(each.argument.size for each in product.variant.unaries)]
     outputs = product.original.tensors[product.original.output].size
     products = list(accumulate(x * y for x, y in pairwise(sizes)))
-    flops = sum(12.0 * rows * work for rows, work in zip([*sizes[2:], min(outputs**2, 1000)], products, strict=True))
+    flops = sum(12.0 * rows * work for rows, work in zip([*sizes[2:], min(outputs**2, 1000)], products, strict=False))
     widest, rows = max(sizes), 2 * max([*sizes[1:], min(outputs**2, 1000)])
     return int(max(1, min(_BATCH_MAX, _BATCH_BYTES / (8.0 * rows * widest * 3), _BATCH_FLOPS / (flops + 1))))
