@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kernels.compile.runtime import NotCompiled, Tensors
+from kernels.compile.runtime import LEVELS, NotCompiled, Tensors
 from kernels.manifest import BatchProfile, RunOptions
 from kernels.session import Session, best_rows
 from kernels.spec import ModelSpec
@@ -103,39 +103,18 @@ def at(by_rows: Seconds, rows: int) -> float:
 
 def memory_bytes(spec: ModelSpec, options: RunOptions, feed: Tensors) -> int:
     """Peak resident bytes of a process of its own that loads the model and runs the feed. Raises NotCompiled."""
-    told = pickle.dumps((spec, options, feed))
-    program = "from kernels.compile.measure import _child; _child()"
-    here = str(Path(__file__).parents[2])
+    feeds = [_feed(feed, spec.rows_fixed or 1), feed]
+    level = LEVELS[options.graph_optimization_level].name
+    told = pickle.dumps((spec.path, level, options.disabled_optimizers, options.config, feeds))
+    program = str(Path(__file__).with_name("resident.py"))
     try:
         done = subprocess.run(
-            [sys.executable, "-c", program], input=told, capture_output=True, timeout=_MEMORY_S_MAX, cwd=here,
-            check=True,
+            [sys.executable, program], input=told, capture_output=True, timeout=_MEMORY_S_MAX, check=True
         )
     except (subprocess.SubprocessError, OSError) as err:
         lines = (getattr(err, "stderr", b"") or b"").decode(errors="replace").strip().splitlines()
         raise NotCompiled(f"a process that loads the model ended: {(lines or [str(err)])[-1][:300]}") from None
     return int(done.stdout)
-
-
-def _child() -> None:
-    """Reads what to load from standard input, writes the peak to standard output."""
-    spec, options, feed = pickle.loads(sys.stdin.buffer.read())
-    session = Session(spec, 1, options)
-    session.run(_feed(feed, spec.rows_fixed or 1))
-    session.run(feed)
-    print(_peak_bytes())
-
-
-def _peak_bytes() -> int:
-    """Of this process; getrusage would count the parent's too, as its pages were mapped before exec."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak << 10
 
 
 def _sizes(pool: Tensors, rows_fixed: int | None) -> Sequence[int]:

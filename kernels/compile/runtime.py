@@ -19,7 +19,7 @@ from schemas.errors import LraiError
 
 Tensors = dict[str, Array]
 LITERAL = RunOptions("disabled")  # each node as the file has it
-_LEVELS = {
+LEVELS = {
     "disabled": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
     "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
@@ -104,7 +104,7 @@ def _bytes(path: str) -> int:
 
 def _options(run: RunOptions, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = _LEVELS[run.graph_optimization_level]
+    options.graph_optimization_level = LEVELS[run.graph_optimization_level]
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _SEVERITY_FATAL
