@@ -212,12 +212,18 @@ class Analysis:
 
 def _spread(argument: Argument, rows: F64, waiting: dict[int, F64], real: F64, rounded: F64) -> None:
     """Replaces the argument by its form."""
-    form, size = argument.form, np.abs(rows)
-    real += rows @ form.constant
-    real += _dot(size, argument.exact)
-    rounded += _dot(size, argument.float_)
+    form, size, n = argument.form, np.abs(rows), rows.shape[2]
+    if form.constant.any():
+        real += rows @ form.constant
+    if len(rows) == 1:
+        real += _dot(size, argument.exact)
+        rounded += _dot(size, argument.float_)
+    else:
+        errors = np.matmul(size, np.stack([argument.exact, argument.float_], 2))
+        real += errors[:, :, 0]
+        rounded += errors[:, :, 1]
     for node, matrix in form.terms.items():
-        part = rows if matrix is None else rows @ matrix
+        part = rows if matrix is None else (rows.reshape(-1, n) @ matrix).reshape(*rows.shape[:2], -1)
         waiting[node] = waiting[node] + part if node in waiting else part
 
 

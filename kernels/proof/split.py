@@ -23,6 +23,7 @@ BOXES_MAX = 20_000  # of one task
 _BATCH_MAX = 256
 _BATCH_BYTES = 1 << 28
 _BATCH_FLOPS = 3e10
+_CACHE_BYTES = 1 << 23
 _ROWS_READ = 256  # on which our reading of the models is compared with the runtime
 _ATTACKED_MAX = 16  # boxes of a batch that are attacked again
 _FIRST_ROUND = 64  # boxes of one task before the others have had theirs
@@ -279,4 +280,5 @@ def batch_size(product: Product) -> int:
     products = list(accumulate(x * y for x, y in pairwise(sizes)))
     flops = sum(12.0 * rows * work for rows, work in zip([*sizes[2:], min(outputs**2, 1000)], products, strict=False))
     widest, rows = max(sizes), 2 * max([*sizes[1:], min(outputs**2, 1000)])
-    return int(max(1, min(_BATCH_MAX, _BATCH_BYTES / (8.0 * rows * widest * 3), _BATCH_FLOPS / (flops + 1))))
+    most = min(_BATCH_MAX, _BATCH_BYTES / (24.0 * rows * widest), _BATCH_FLOPS / (flops + 1))
+    return int(max(1, min(most, max(16, _CACHE_BYTES / (24.0 * rows * widest)))))

@@ -87,7 +87,8 @@ class ForestAnalysis:
         return Rows(real + _OWN * count * size, rounded, self._influence(real.shape[1]))
 
     def _size(self, net: Forest) -> float:
-        return float(np.maximum.reduceat(np.abs(net.weights).max(1), net.starts).sum() + np.abs(net.base).max(initial=0))
+        trees = np.maximum.reduceat(np.abs(net.weights).max(1), net.starts)
+        return float(trees.sum() + np.abs(net.base).max(initial=0))
 
     def _influence(self, rows: int) -> F64:
         """How many bounds of leaves cut the box along each feature, a share of its width."""

@@ -101,6 +101,15 @@ def verify(
     return Verification(question, epsilon, outcomes, found, time.monotonic() - began)
 
 
+def certify(
+    original: Path, variant: Path, low: F64, high: F64, epsilon: float, budget_s: float,
+    quantity: Quantity = "softmax", options: Options | None = None,
+) -> Outcome:  # fmt: skip
+    """The verdict on one box float64[features], for a search over variants. Raises BadProblem."""
+    found = verify(original, variant, low[None], high[None], epsilon, quantity, budget_s, options, statistics=False)
+    return found.outcomes[0]
+
+
 def _by_default(
     question: Question, outcomes: list[Outcome], low: F64, high: F64, epsilon: float, deadline: float
 ) -> None:

@@ -49,7 +49,8 @@ def net(
             kernel = constant(f"w{at}_q", np.rint(w.T / step).astype(np.int8)), constant(f"w{at}_s", step)
             bias_step = np.float32(np.float32(scales[at]) * step)
             bias = constant(f"b{at}_q", np.rint(b / bias_step).astype(np.int32)), constant(f"b{at}_s", bias_step)
-            nodes += [helper.make_node("DequantizeLinear", each, [f"{n}{at}"]) for n, each in (("w", kernel), ("b", bias))]
+            for letter, each in (("w", kernel), ("b", bias)):
+                nodes.append(helper.make_node("DequantizeLinear", each, [f"{letter}{at}"]))
         else:
             constant(f"w{at}", np.ascontiguousarray(change(w).T, np.float32))
             constant(f"b{at}", np.asarray(change(b), np.float32))
