@@ -9,7 +9,7 @@ from onnx import ModelProto, TensorProto, helper
 
 from kernels.compile import dynamic, folding, layers, qdq, ranges, smoothing
 from kernels.compile.importing import Reason
-from kernels.compile.judge import Comparison
+from kernels.compile.judge import Comparison, Refused
 from kernels.compile.layers import FLOAT, Plan, WeightLayer, Width
 from kernels.compile.net import Net, inferred
 from kernels.compile.ranges import Scale, Seen
@@ -64,16 +64,20 @@ class Bench:
         shown.graph.output.extend(helper.make_tensor_value_info(each, TensorProto.FLOAT, None) for each in self.shown)
         return Runner(shown, options)
 
-    def compared(self) -> Comparison:
-        """Takes answers of `runner`."""
-        return Comparison(replace(self.spec, score=None, threshold=None, decision=None))
-
     def error(self, net: Net, options: RunOptions) -> float:
-        """How far the net's answers to the calibration rows are from this one's: see `Comparison.relative`."""
-        runner = self.runner(net.model, options)
-        found = self.compared()
-        for feed, wanted in zip(self.feeds, self.answers, strict=True):
-            found.update(wanted, runner.run(feed))
+        """How far the net's answers to the calibration rows are from this one's: see `relative`."""
+        return self.relative(self.runner(net.model, options), self.feeds, self.answers)
+
+    def relative(
+        self, runner: Runner, feeds: Sequence[Tensors], answers: Sequence[Tensors], changed: Tensors | None = None
+    ) -> float:
+        """`Comparison.relative` of the runner's answers; infinite where they are not finite."""
+        found = Comparison(replace(self.spec, score=None, threshold=None, decision=None))
+        try:
+            for feed, wanted in zip(feeds, answers, strict=True):
+                found.update(wanted, runner.run({**feed, **(changed or {})}))
+        except Refused:
+            return float("inf")
         return found.relative
 
     def options(self) -> RunOptions:

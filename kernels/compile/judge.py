@@ -160,5 +160,5 @@ def _equal(left: Array, right: Array) -> bool:
 def _close(left: Array, right: Array) -> bool:
     if left.dtype.kind != "f":
         return _equal(left, right)
-    return bool(np.allclose(left, right, rtol=_ALONE_WITHIN, atol=_ALONE_WITHIN * float(np.abs(left).max(initial=0)),
-                            equal_nan=True))  # fmt: skip
+    largest = float(np.abs(left[np.isfinite(left)]).max(initial=0))
+    return bool(np.allclose(left, right, rtol=_ALONE_WITHIN, atol=_ALONE_WITHIN * largest, equal_nan=True))

@@ -6,7 +6,7 @@ One float graph serves all trials: weights, scales and switches are inputs that 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -118,12 +118,9 @@ class _Probe:
         self.feeds = kept
         self.answers = [self.runner.run(feed) for feed in kept]
 
-    def error(self, changed: Mapping[str, Array]) -> float:
+    def error(self, changed: Tensors) -> float:
         """With these defaults replaced."""
-        found = self.made.compared()
-        for feed, wanted in zip(self.feeds, self.answers, strict=True):
-            found.update(wanted, self.runner.run({**feed, **changed}))
-        return found.relative
+        return self.made.relative(self.runner, self.feeds, self.answers, changed)
 
 
 def _graph(made: Bench, held: set[str]) -> ModelProto:

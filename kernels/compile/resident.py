@@ -1,6 +1,6 @@
-"""The peak memory of a process that loads a model and runs it. Run as a program: nothing of LRAI itself is in it.
+"""The peak memory of a process that loads a model and runs it. A program, as nothing of LRAI is to be in the sum.
 
-Standard input: a pickled (path, optimization level, disabled optimizers, session config, feeds). Standard output: bytes.
+Standard input: a pickled (path, optimization level, disabled optimizers, config, feeds). Standard output: bytes.
 """
 
 from __future__ import annotations

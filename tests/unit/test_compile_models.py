@@ -326,6 +326,19 @@ def test_a_graph_that_fixes_its_rows(tmp_path: Path) -> None:
         load_variant(load_model(tmp_path, "net", "1"), variant, 1)
 
 
+def test_answers_that_overflow_once_quantized_are_refused(tmp_path: Path) -> None:
+    """exp of nearly 88.72 is finite, of a little more it is not: 9.9 comes back from 8 bits as 9.98."""
+    net = nets.Builder()
+    weight, bias = net.weight(np.array([[1.0], [0.93]], np.float32)), net.weight(np.zeros(1, np.float32))
+    net.node("Exp", net.node("Gemm", "x", weight, bias), out="y")
+    net.save(tmp_path / "net/1/model.onnx", {"x": (TensorProto.FLOAT, ["rows", 2])},
+             {"y": (TensorProto.FLOAT, ["rows", 1])})  # fmt: skip
+    values = np.stack([np.r_[np.full(62, 79.5), 0, 1], np.full(64, 9.9)], axis=1).astype(np.float32)
+    found, text = run(tmp_path / "net/1", bad(tmp_path / "rows.npy", values))
+    assert "not kept: int8: it answers NaN or infinity" in text
+    assert any(each.name == "weights16" for each in found.tried)
+
+
 def test_rows_are_split_and_bounded() -> None:
     spec = ModelSpec("m", "1", "", "", nets_inputs(), ())
     array = np.arange(40_000, dtype=np.float32).reshape(-1, 4)
