@@ -131,7 +131,8 @@ class _Compilation:
         original, kept = self._recorded(by_rows[manifest.ORIGINAL])
         self._log(kept)
         tried = [*kept, *(Tried(name, why) for name, why in self.refused.items())]
-        notes = [self.rows.cost] if self.rows.cost else []
+        notes = [f"opset {self.imported.opset}; {', '.join(self.imported.datatypes)}"]
+        notes += [self.rows.cost] if self.rows.cost else []
         return Compiled(self.aside, original, tuple(tried), tuple(self.reasons), tuple(notes))
 
     def _candidates(self, net: Net) -> Iterator[Candidate]:

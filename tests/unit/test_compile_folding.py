@@ -130,3 +130,12 @@ def test_outliers_move_into_weights(tmp_path: Path) -> None:
     assert largest is not None
     assert before is not None
     assert largest.max() / largest.min() < before.max() / before.min() / 5
+
+
+def test_a_layer_behind_a_dynamic_rank_is_left_alone(tmp_path: Path) -> None:
+    """Squeeze without axes: how many dimensions are left depends on the input."""
+    builder = nets.Builder()
+    builder.node("MatMul", builder.node("Squeeze", "x"), builder.normal(4, 3, scale=0.5), out="y")
+    found, reasons = layers.find(net_of(tmp_path / "model.onnx", builder, ["rows", "depth", 4]))
+    assert found == []
+    assert [(each.node, each.why) for each in reasons] == [("y", "its input has a dynamic rank")]
