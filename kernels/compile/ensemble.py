@@ -29,7 +29,7 @@ from onnx import (
 from kernels import graph as graphs
 from kernels import settings
 from kernels.compile.net import Net, attributes, has_subgraph, renamed, tensor
-from kernels.compile.stack import stacked
+from kernels.compile.stack import OPSET_MIN, stacked
 from kernels.graph import Graph
 from kernels.spec import TensorSpec
 from schemas.errors import LraiError
@@ -66,11 +66,12 @@ def build(folder: Path) -> tuple[str, ...]:
     return tuple(stated.members)
 
 
-def merge(members: Sequence[Path], rows: int | None = None) -> ModelProto:
+def merge(members: Sequence[Path], rows: int | None = None, joined: bool = False) -> ModelProto:
     """One graph of the models in these folders, <models>/<model>/<version>, that take the same inputs.
 
     Inputs keep their names; outputs are `<model>/<version>.<output>`, in the order of the members; a ZipMap becomes the
-    matrix that it wraps. `rows`: of a run, where known (see `stacked`). Raises BadEnsemble, naming what differs.
+    matrix that it wraps. `joined`: outputs keep their names instead, each [rows, members, ...], which costs least where
+    there are many members. `rows`: of a run, where known (see `stacked`). Raises BadEnsemble, naming what differs.
     """
     names = [f"{path.resolve().parent.name}/{path.resolve().name}" for path in members]
     if len(set(names)) != len(names) or len(names) < 2:
@@ -84,9 +85,11 @@ def merge(members: Sequence[Path], rows: int | None = None) -> ModelProto:
     for part, name in zip(parts, names, strict=True):
         _name_sizes(part, parts[0].input, f"{name}.")
     merged = _joined(parts, opsets, max(model.ir_version for model in models))
+    whole = _join(merged, parts, names) if joined else {}
     if not any(has_subgraph(node) for node in merged.graph.node):
         nodes = iter(merged.graph.node)
-        merged = stacked(Net(merged), [list(itertools.islice(nodes, len(part.node))) for part in parts], rows).model
+        own = [list(itertools.islice(nodes, len(part.node))) for part in parts]
+        merged = stacked(Net(merged), own, rows, whole).model
     return _checked(merged)
 
 
@@ -255,6 +258,31 @@ def _joined(parts: Sequence[GraphProto], opsets: dict[str, int], ir_version: int
         whole.output.extend(part.output)
     imports = [helper.make_opsetid(domain, version) for domain, version in opsets.items()]
     return helper.make_model(whole, opset_imports=imports, ir_version=ir_version, producer_name="lrai")
+
+
+def _join(merged: ModelProto, parts: Sequence[GraphProto], names: Sequence[str]) -> dict[str, list[str]]:
+    """Declares the joined outputs instead of the members'. Returns what each is made of."""
+    outputs = [
+        {each.name.removeprefix(f"{name}."): each for each in part.output}
+        for part, name in zip(parts, names, strict=True)
+    ]
+    stated = [{name: _form(each) for name, each in own.items()} for own in outputs]
+    if any(each != stated[0] for each in stated):
+        raise BadEnsemble(f"the outputs of {', '.join(names)} differ; only equal ones can be joined")
+    if any(has_subgraph(node) for node in merged.graph.node) or _opsets(merged).get("", 0) < OPSET_MIN:
+        raise BadEnsemble(f"outputs are joined at opset {OPSET_MIN} or later and without control flow; export again")
+    del merged.graph.output[:]
+    for name, value in outputs[0].items():
+        tensor_type = value.type.tensor_type
+        sizes: list[str | int | None] = [each.dim_value or each.dim_param or None for each in tensor_type.shape.dim]
+        shape = [sizes[0], len(parts), *sizes[1:]]
+        merged.graph.output.append(helper.make_tensor_value_info(name, tensor_type.elem_type, shape))
+    return {name: [own[name].name for own in outputs] for name in outputs[0]}
+
+
+def _form(value: ValueInfoProto) -> tuple[object, ...]:
+    kind = value.type.tensor_type
+    return kind.elem_type, *((size.dim_value or "?") for size in kind.shape.dim)
 
 
 def _content(weight: TensorProto) -> object:

@@ -8,7 +8,7 @@ it is, side by side. Exact up to the order in which a product adds up.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -30,14 +30,20 @@ _RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLi
 Group = dict[int, NodeProto]  # the equal nodes by member
 
 
-def stacked(net: Net, members: Sequence[Sequence[NodeProto]], rows: int | None = None) -> Net:
+def stacked(
+    net: Net,
+    members: Sequence[Sequence[NodeProto]],
+    rows: int | None = None,
+    joined: Mapping[str, Sequence[str]] | None = None,
+) -> Net:
     """The net, whose nodes are those of the members in turn, with equal layers batched where that pays.
 
     `rows`: of a run, where it is known. Batching gains in runs of one or two rows of many small members, and costs more
     with each row and weight beyond: then only what is the same in all runs once.
+    `joined`: outputs [rows, members, ...] and the members' tensors [rows, ...] that each is made of.
     """
     few = net.opset >= OPSET_MIN and (rows is None or rows <= ROWS_FEW)
-    return _Stacking(net, _Plan(net, members, WEIGHTS_MAX if few else 0)).run()
+    return _Stacking(net, _Plan(net, members, WEIGHTS_MAX if few else 0)).run(joined or {})
 
 
 class _Plan:
@@ -136,13 +142,15 @@ class _Stacking:
         self._weights: dict[str, Array] = {}
         self._at: dict[str, tuple[str, int]] = {}  # a member's tensor -> the batched tensor and its place there
 
-    def run(self) -> Net:
+    def run(self, joined: Mapping[str, Sequence[str]]) -> Net:
         for place, group in enumerate(self._plan.groups):
             if place in self._plan.batched:
                 self._batch(place, group)
             else:
                 kept = list(group.values())[: 1 if place in self._plan.once else None]
                 self._nodes += [renamed(node, self._plan.alias, outputs=False) for node in kept]
+        for name, column in joined.items():
+            self._join(name, [self._plan.alias.get(each, each) for each in column])
         taken = {name for node in self._nodes for name in node.input} | set(self._net.outputs)
         for name, (batched, at) in self._at.items():
             if name in taken:
@@ -153,6 +161,21 @@ class _Stacking:
             if name in self._plan.alias
         ]
         return self._net.rebuilt(self._nodes, self._weights)
+
+    def _join(self, name: str, column: list[str]) -> None:
+        """One tensor [rows, members, ...] of the members' [rows, ...]."""
+        if all(each in self._at for each in column) and len({self._at[each][0] for each in column}) == 1:
+            rank = self._plan.ranks[column[0]]
+            turned = [1, 0, *range(2, rank + 1)]
+            self._nodes.append(helper.make_node("Transpose", [self._operand(column, rank)], [name], perm=turned))
+            return
+        self._weights["batched.members"] = np.array([1])
+        wide = [f"{name}.{place}" for place in range(len(column))]
+        self._nodes += [
+            helper.make_node("Unsqueeze", [each, "batched.members"], [one])
+            for each, one in zip(column, wide, strict=True)
+        ]
+        self._nodes.append(helper.make_node("Concat", wide, [name], axis=1))
 
     def _batch(self, place: int, group: Group) -> None:
         nodes, columns = list(group.values()), self._plan.columns(group)

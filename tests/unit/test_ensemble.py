@@ -10,8 +10,6 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from kernels.compile import ensemble
@@ -117,6 +115,19 @@ def test_only_equal_and_small_layers_are_batched(
     merged = ensemble.merge(members, rows)
     assert len([each for each in ranks(merged) if each[1] > 1]) == batched
     assert_same(answers(merged, {"features": ROWS}), separately(members, {"features": ROWS}))
+
+
+@pytest.mark.parametrize(("rows", "gathered"), [(1, "Transpose"), (64, "Concat")])
+def test_equal_outputs_can_be_one(tmp_path: Path, rows: int, gathered: str) -> None:
+    members = mlps(tmp_path, *[(30, 16, 2)] * 8)
+    merged = ensemble.merge(members, rows, joined=True)
+    assert operators(merged)[gathered] == 1 and "Gather" not in operators(merged)
+    [size] = [each.type.tensor_type.shape.dim for each in merged.graph.output]
+    assert [each.dim_param or each.dim_value for each in size] == ["rows", 8, 2]
+    wanted = np.stack(list(separately(members, {"features": ROWS}).values()), axis=1)
+    assert_same(answers(merged, {"features": ROWS}), {"probabilities": wanted})
+    with pytest.raises(BadEnsemble, match="differ; only equal ones can be joined"):
+        ensemble.merge([*members, nets.mlp(tmp_path / "x" / "1" / "model.onnx", (30, 3)).parent], joined=True)
 
 
 def test_what_cannot_be_batched_stays_side_by_side(tmp_path: Path) -> None:
@@ -330,66 +341,3 @@ def test_wrong_members_are_named(tmp_path: Path, members: tuple[str, ...], said:
     mlps(tmp_path, (30, 8, 2))
     with pytest.raises(BadEnsemble, match=said):
         ensemble.build(entry(tmp_path, *members))
-
-
-LAYERS = ("MatMul", "Gemm", "GemmT", "Add", "Sub", "Scale", "Relu", "Clip", "Softmax", "Twice")
-
-
-def _random_member(place: Path, member: str, layers: list[tuple[str, int]], seed: int) -> Path:
-    """A chain of these layers with random constants; `Twice` adds a tensor to its own activation, a branch."""
-    rng = np.random.default_rng(seed)
-    nodes: list[onnx.NodeProto] = []
-    weights: dict[str, Any] = {}
-
-    def constant(*shape: int) -> str:
-        weights[name := f"c{len(weights)}"] = rng.standard_normal(shape).astype(np.float32)
-        return name
-
-    def node(op: str, *inputs: str, **stated: Any) -> str:
-        nodes.append(helper.make_node(op, inputs, [f"t{len(nodes)}"], **stated))
-        return f"t{len(nodes) - 1}"
-
-    x, width = "x", 4
-    for kind, out in layers:
-        if kind == "MatMul":
-            x, width = node("MatMul", x, constant(width, out)), out
-        elif kind == "Gemm":
-            x, width = node("Gemm", x, constant(width, out), constant(out), alpha=0.5, beta=2.0), out
-        elif kind == "GemmT":
-            x, width = node("Gemm", x, constant(out, width), transB=1), out
-        elif kind == "Scale":
-            x = node("Mul", constant(), x)
-        elif kind in ("Add", "Sub"):
-            x = node(kind, x, constant(*((1, width) if out % 2 else (width,))))
-        elif kind == "Clip":
-            weights |= {"low": np.float32(-1), "high": np.float32(1)}
-            x = node("Clip", x, "low", "high")
-        elif kind == "Twice":
-            x = node("Add", node("Tanh", x), x)
-        else:
-            x = node(kind, x, **({"axis": 1} if kind == "Softmax" else {}))
-    nodes.append(helper.make_node("Identity", [x], ["y"]))
-    return write(place, member, nodes, weights)
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    layers=st.lists(st.tuples(st.sampled_from(LAYERS), st.integers(1, 4)), min_size=1, max_size=6),
-    members=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 2)), min_size=2, max_size=4).map(
-        lambda some: some * 4
-    ),
-)
-def test_merged_equals_separate(
-    tmp_path_factory: pytest.TempPathFactory, layers: list[tuple[str, int]], members: list[tuple[int, int]]
-) -> None:
-    """Members that share a stem of `layers` up to a place of their own, some of them with equal constants."""
-    place = tmp_path_factory.mktemp("random")
-    folders = [
-        _random_member(place, f"m/{number}", [*layers[:stem], ("MatMul", 3)], 3 * (number % 5) + seed)
-        for number, (stem, seed) in enumerate(members)
-    ]
-    feed = {"x": np.random.default_rng(1).standard_normal((3, 4)).astype(np.float32)}
-    found, wanted = answers(ensemble.merge(folders), feed), separately(folders, feed)
-    assert list(found) == list(wanted)
-    for name, each in wanted.items():
-        np.testing.assert_allclose(found[name], each, rtol=1e-4, atol=1e-4 * max(1, np.abs(each).max()))
