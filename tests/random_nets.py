@@ -295,6 +295,13 @@ def _softmax_pair(rng: Rng, seed: int) -> Pair:
     return quantized(f"softmax #{seed}", [*layers, Layer("Softmax", (), {"axis": -1})], low, high, widths, rng)
 
 
+def _sigmoid_pair(rng: Rng, seed: int) -> Pair:
+    layers, features = _mlp(rng)
+    low, high = _box(rng, features)
+    widths = Widths(int(rng.integers(4, 9)), None)
+    return quantized(f"sigmoid #{seed}", [*layers, Layer("Sigmoid")], low, high, widths, rng)
+
+
 def _trees_pair(rng: Rng, seed: int) -> Pair:
     """Boosted stumps and the same with leaves of fewer bits; thresholds stay."""
     features, trees = int(rng.integers(2, 5)), int(rng.integers(1, 5))
@@ -336,3 +343,4 @@ def pairs(seed: int) -> Iterable[Pair]:
     yield _branches_pair(rng, seed)
     yield _softmax_pair(rng, seed)
     yield _trees_pair(rng, seed)
+    yield _sigmoid_pair(rng, seed)

@@ -95,10 +95,13 @@ def _checked(certificate: dict[str, Any], folder: Path, facts: dict[str, Any]) -
     facts["epsilon"] = float(epsilon)
     paths = [_model(certificate[which], folder, which) for which in ("original", "variant")]
     original, variant = (read(each, name) for each, name in zip(paths, certificate["outputs"], strict=True))
-    if original.features != variant.features or original.softmax != variant.softmax:
+    ends = [(net.features, net.softmax, bool(net.sigmoid)) for net in (original, variant)]
+    if ends[0] != ends[1]:
         raise Wrong("the models take different inputs or end in different ways")
     _runtime(certificate["semantics"], original, variant)
-    pairing = Pairing(original, variant, _mates(certificate["pairs"], original, variant))
+    n = len(variant.tensors[variant.output].rows) if variant.sigmoid else 0
+    skipped = 2 * n, (6 if certificate["pairs"].get(variant.sigmoid) else 2) * n
+    pairing = Pairing(original, variant, _mates(certificate["pairs"], original, variant), skipped)
     claim = _Claim(pairing, Outputs(pairing), quantity, epsilon, arithmetic == "float32")
     for region in certificate["regions"]:
         low, high = ([grid(each) for each in region[side]] for side in ("low", "high"))

@@ -89,7 +89,9 @@ def form_of(tensor: Tensor) -> Form:
 class Pairing:
     """Both nets and what is compared with what; forms are made once and serve every box."""
 
-    def __init__(self, original: Net, variant: Net, mates: list[Mate | None]) -> None:
+    def __init__(self, original: Net, variant: Net, mates: list[Mate | None], skipped: Pair = (0, 0)) -> None:
+        """`skipped`: slopes of a final sigmoid of the original and of the variant, which is bounded without lines."""
+        self.skipped = skipped
         self.original, self.variant, self.mates = original, variant, mates
         self.theirs = [form_of(unit.argument) for unit in original.units]
         self.ours = [self.moved(unit.argument) for unit in variant.units]
@@ -143,10 +145,12 @@ class Box:
         self.arguments: dict[int, tuple[Argument, Range]] = {}
         for at, unit in enumerate(pairing.original.units, 1):
             self._single(at, unit, pairing.theirs[at - 1], unit.argument, slopes)
+        slopes.take(pairing.skipped[0])
         for at, unit in enumerate(pairing.variant.units, 1):
             self._single(pairing.value(at), unit, pairing.our_forms[at - 1], pairing.ours[at - 1], slopes)
             if pairing.mates[at - 1] is not None:
                 self._paired(at, unit, slopes)
+        slopes.take(pairing.skipped[1])
         if slopes.at != len(slopes.values):
             raise Wrong("a leaf has more slopes than the nets have units")
 

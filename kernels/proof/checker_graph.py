@@ -54,6 +54,9 @@ def read(path: Path, name: str) -> Net:
             ends.add(each.input[0])
     if name not in ends:
         raise Wrong(f"{path}: {name!r} is no output of the model, nor what its final Softmax is of")
+    if sigmoid := _sigmoid(net, name):
+        name, net.sigmoid = net.producers[sigmoid].input[0], sigmoid
+        net.output = name
     _input(graph, net)
     wanted, left = {name}, [name]
     while left:
@@ -69,6 +72,19 @@ def read(path: Path, name: str) -> Net:
     if name not in net.tensors:
         raise Lacks(f"{path}: output {name!r} is not computed from the input")
     return net
+
+
+def _sigmoid(net: Net, name: str) -> str:
+    """The Sigmoid whose output p is the tensor of this name, or is in it as (1 - p, p); "" without one."""
+    node = net.producers.get(name)
+    two = node is not None and node.op_type == "Concat" and len(node.input) == 2
+    if node is not None and two and _attribute(node, "axis", 1) in (1, -1):
+        name, minus = node.input[1], net.producers.get(node.input[0])
+        one = net.constants.get(minus.input[0]) if minus is not None and minus.op_type == "Sub" else None
+        if minus is None or one is None or list(one.values) != [1.0] or minus.input[1] != name:
+            return ""
+        node = net.producers.get(name)
+    return name if node is not None and node.op_type == "Sigmoid" else ""
 
 
 def _input(graph: GraphProto, net: Net) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from functools import cache, partial
 from math import isqrt
 
 from kernels.proof.checker_bounds import Argument, Box, Pairing, form_of
@@ -12,6 +13,7 @@ from kernels.proof.checker_rows import Lacks
 PAIRS_MAX = 32  # classes up to which every pair is bounded for itself
 MARGIN = 1 << (GRID - 16)  # of logits, so that float32 probabilities keep their order
 EXPONENT_MAX = 600
+SIGMOID_FLOAT = Fraction(9, 1 << 22)  # each of both to 2^-20 in float32, and a subtraction from one
 _TERMS = 48
 _POINT = 320
 
@@ -25,7 +27,7 @@ class Outputs:
     def __init__(self, pairing: Pairing) -> None:
         self.theirs = pairing.original.tensors[pairing.original.output]
         own = pairing.variant.tensors[pairing.variant.output]
-        self.ours, self.logits = pairing.moved(own), pairing.original.softmax
+        self.ours, self.original = pairing.moved(own), pairing.original
         self.forms = [form_of(each) for each in (self.theirs, self.ours, pairing.difference(own, self.theirs))]
         self.n = len(self.theirs.rows)
 
@@ -34,16 +36,16 @@ class Outputs:
         errors = box.rounding(self.theirs), box.rounding(self.ours)
         both = [a + b for a, b in zip(*errors, strict=True)]
         theirs, ours, apart = (Argument(f, e) for f, e in zip(self.forms, (*errors, both), strict=True))
-        if quantity == "raw":
-            found = [box.upper(apart, _row(self.n, {i: sign})) for i in range(self.n) for sign in (1, -1)]
-            return _exact(max(map(sum, found))), _exact(max(real for real, _ in found))
         if quantity == "label":
-            return self._label(box, theirs, ours, apart)
-        return self._softmax(box, theirs, apart)
+            return None if self.original.sigmoid else self._label(box, theirs, ours, apart)
+        if quantity == "softmax" or self.original.sigmoid:
+            return self._probabilities(box, theirs, apart)
+        found = [box.upper(apart, _row(self.n, {i: sign})) for i in range(self.n) for sign in (1, -1)]
+        return _exact(max(map(sum, found))), _exact(max(real for real, _ in found))
 
     def _label(self, box: Box, theirs: Argument, ours: Argument, apart: Argument) -> Bounds | None:
         """Zero when one output is above all others in both nets, whatever the input."""
-        least = MARGIN if box.floats and self.logits else 0
+        least = MARGIN if box.floats and self.original.softmax else 0
 
         def above(i: int, j: int) -> bool:
             row = _row(self.n, {j: 1, i: -1})
@@ -55,31 +57,35 @@ class Outputs:
             return Fraction(0), Fraction(0)
         return None
 
-    def _softmax(self, box: Box, theirs: Argument, apart: Argument) -> Bounds:
-        """p = 1 / (1 + R), R = sum of exp(z_j - z_i); the variant's R is R k, ln k within the pairs' differences."""
-        n = self.n
-        if n == 1:
-            return Fraction(0), Fraction(0)
+    def _probabilities(self, box: Box, theirs: Argument, apart: Argument) -> Bounds:
+        """p = 1 / (1 + R), R = sum of exp(z_j - z_i); the variant's R is R k, ln k within the pairs' differences.
+
+        A sigmoid is a softmax over its input and a zero.
+        """
+        n, alone = self.n, bool(self.original.sigmoid)
         if n > PAIRS_MAX:
             raise Lacks(f"softmax over more than {PAIRS_MAX} classes")
-        pairs = [(i, j) for i in range(n) for j in range(n) if i != j]
-        change = {(i, j): box.upper(apart, _row(n, {j: 1, i: -1})) for i, j in pairs}
-        away = {(i, j): sum(box.upper(theirs, _row(n, {j: 1, i: -1}))) for i, j in pairs}
+        of_theirs, of_apart = (cache(partial(box.upper, which)) for which in (theirs, apart))
         total = real = Fraction(0)
         for i in range(n):
-            others = [j for j in range(n) if j != i]
-            odds = self._odds([(_exact(-away[j, i]), _exact(away[i, j])) for j in others])
+            rows = [_row(n, {i: -1} if alone else {j: 1, i: -1}) for j in range(n) if (i == j) == alone]
+            backs = [tuple(-each for each in row) for row in rows]
+            away = [[_exact(sum(of_theirs(row))) for row in side] for side in (rows, backs)]
+            odds = _odds([(-low, high) for high, low in zip(*away, strict=True)])
+            change = [[of_apart(row) for row in side] for side in (rows, backs)]
             for rounded in (True, False):
-                high = [change[i, j][0] + (change[i, j][1] if rounded else 0) for j in others]
-                low = [-change[j, i][0] - (change[j, i][1] if rounded else 0) for j in others]
-                worst = max(changed(_exact(min([0, *low])), odds), changed(_exact(max([0, *high])), odds))
+                high, low = (_exact(max([0, *(a + b * rounded for a, b in side)])) for side in change)
+                worst = max(changed(-low, odds), changed(high, odds))
                 total, real = (max(total, worst), real) if rounded else (total, max(real, worst))
-        return total + (Fraction(9 + n + n.bit_length(), 1 << 23) if box.floats else 0), real
+        floats = SIGMOID_FLOAT if alone else Fraction(0 if n == 1 else 9 + n + n.bit_length(), 1 << 23)
+        return total + (floats if box.floats else 0), real
 
-    def _odds(self, ranges: list[Interval]) -> Interval | None:
-        if any(abs(each) > EXPONENT_MAX for pair in ranges for each in pair):
-            return None
-        return sum((exp(a, False) for a, _ in ranges), Fraction(0)), sum((exp(b, True) for _, b in ranges), Fraction(0))
+
+def _odds(ranges: list[Interval]) -> Interval | None:
+    """The sum of the exponentials; None when one is too large or too small to matter."""
+    if any(abs(each) > EXPONENT_MAX for pair in ranges for each in pair):
+        return None
+    return sum((exp(a, False) for a, _ in ranges), Fraction(0)), sum((exp(b, True) for _, b in ranges), Fraction(0))
 
 
 def changed(shift: Fraction, odds: Interval | None) -> Fraction:
@@ -122,5 +128,5 @@ def _exact(value: int) -> Fraction:
     return Fraction(value, 1 << GRID)
 
 
-def _row(n: int, weights: dict[int, int]) -> list[int]:
-    return [weights.get(i, 0) for i in range(n)]
+def _row(n: int, weights: dict[int, int]) -> tuple[int, ...]:
+    return tuple(weights.get(i, 0) for i in range(n))

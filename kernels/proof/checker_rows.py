@@ -84,6 +84,7 @@ class Net:
     producers: dict[str, NodeProto] = field(default_factory=dict)
     output: str = ""
     softmax: bool = False
+    sigmoid: str = ""  # the last unit, where the answer is its output, alone or as (1 - p, p)
     odd: list[str] = field(default_factory=list)  # where a runtime with all optimisations computes something else
     saturates: bool = False  # where a CPU without VNNI may saturate sums of 8-bit products
 

@@ -19,6 +19,7 @@ from kernels.proof.checker_lines import Slopes
 from kernels.proof.checker_outputs import Outputs
 from kernels.proof.checker_rows import Lacks, Wrong
 from kernels.proof.outputs import bounded
+from kernels.proof.trees import Forest
 from kernels.proof.verify import verify
 from tests import random_nets
 from tests.certificates import grid, nets, paired, random_slopes, saved
@@ -54,7 +55,7 @@ def test_it_shows_what_the_prover_proved(tmp_path: Path, seed: int) -> None:
     verdicts: Counter[tuple[str, str]] = Counter()
     for pair in random_nets.pairs(seed):
         question = question_of(tmp_path, pair, quantity_of(pair))
-        if question.product is None:
+        if question.product is None or isinstance(question.product.original, Forest):
             continue
         low, high = (each[None].astype(float) for each in flat(pair))
         epsilon = float(bounded(Analysis(question.product, low, high), question.quantity).bound[0]) * 1.01

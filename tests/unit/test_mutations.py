@@ -24,6 +24,7 @@ from kernels.proof.lines import Bound, Lines, Range
 from kernels.proof.outputs import bounded
 from kernels.proof.pair import Form, Product
 from kernels.proof.question import Question
+from kernels.proof.trees import Forest
 from tests import random_nets
 from tests.certificates import grid
 from tests.random_nets import Array, Pair
@@ -56,7 +57,7 @@ def cases() -> tuple[Case, ...]:
     with TemporaryDirectory() as name:
         for pair in (each for seed in range(SEEDS) for each in random_nets.pairs(seed)):
             question = question_of(Path(name), pair, quantity_of(pair))
-            if question.product is not None:
+            if question.product is not None and not isinstance(question.product.original, Forest):
                 seen = max(float(each.max()) for _, each, _ in batches(rng, question, *flat(pair), POINTS))
                 found.append(Case(pair, question, seen, reading(Path(name), question)))
     return tuple(found)
@@ -73,7 +74,7 @@ def reading(folder: Path, question: Question) -> tuple[Pairing, Outputs] | None:
         return None
     units = {unit.tensor: place for place, unit in enumerate(original.units, 1)}
     mates: list[Mate | None] = []
-    for mate in question.product.mates:
+    for mate, _ in zip(question.product.mates, variant.units, strict=False):  # a final sigmoid is no unit
         if mate is None:
             mates.append(None)
         elif mate.name[0] == "unary":
@@ -81,7 +82,9 @@ def reading(folder: Path, question: Question) -> tuple[Pairing, Outputs] | None:
             mates.append(Mate(place, original.units[place - 1].argument))
         else:
             mates.append(Mate(None, original.tensors[mate.name[1]]))
-    pairing = Pairing(original, variant, mates)
+    n = len(variant.tensors[variant.output].rows) if variant.sigmoid else 0
+    skipped = 2 * n, (6 if question.product.mates and question.product.mates[-1] else 2) * n
+    pairing = Pairing(original, variant, mates, skipped)
     return pairing, Outputs(pairing)
 
 

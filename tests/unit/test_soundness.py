@@ -21,12 +21,13 @@ from kernels.proof.ir import Unsupported, evaluate
 from kernels.proof.outputs import Quantity, bounded
 from kernels.proof.pair import Product
 from kernels.proof.question import Question, ask
+from kernels.proof.trees import Forest, ForestAnalysis
 from tests import random_nets
 from tests.random_nets import Array, Pair, Rng
 
 SEEDS = 10
 POINTS = 10_000_000
-PAIRS_A_SEED = 13
+PAIRS_A_SEED = 14
 ROUNDS = 4  # of an attack
 BEST = 64
 REFERENCE_POINTS = 200
@@ -57,6 +58,12 @@ def quantity_of(pair: Pair) -> Quantity:
 
 def flat(pair: Pair) -> tuple[Array, Array]:
     return pair.low.reshape(-1), pair.high.reshape(-1)
+
+
+def analysed(product: Product, low: Array, high: Array) -> Analysis | ForestAnalysis:
+    """The prover's bounds over one box."""
+    kind = ForestAnalysis if isinstance(product.original, Forest) else Analysis
+    return kind(product, low[None].astype(float), high[None].astype(float))
 
 
 def mutated(rng: Rng, best: Array, low: Array, high: Array, n: int) -> Array:
@@ -97,7 +104,7 @@ def try_pair(pair: Pair, folder: Path, rng: Rng, points: int, tally: Tally) -> N
     part = np.sort(random_nets.draw(rng, low, high, 2), axis=0)
     for box_low, box_high in ((low, high), (part[0], part[1])):
         try:
-            analysis = Analysis(question.product, box_low[None].astype(float), box_high[None].astype(float))
+            analysis = analysed(question.product, box_low, box_high)
         except Unsupported:
             continue
         bound = bounded(analysis, question.quantity).bound[0]
@@ -134,7 +141,7 @@ def inside(analysis: Analysis, product: Product, x: Array) -> list[str]:
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_no_bound_is_violated(tmp_path: Path, seed: int) -> None:
     tally, rng = Tally(), np.random.default_rng(10_000 + seed)
-    modelled = PAIRS_A_SEED - 2  # trees and a rare overflow aside
+    modelled = PAIRS_A_SEED - 1  # a rare overflow aside
     for pair in random_nets.pairs(seed):
         try_pair(pair, tmp_path, rng, POINTS // SEEDS // modelled + 2 * ROUNDS, tally)
     assert tally.violated is None
@@ -148,7 +155,7 @@ def test_no_range_inside_is_violated(tmp_path: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
     for pair in random_nets.pairs(seed):
         question = question_of(tmp_path, pair, quantity_of(pair))
-        if question.product is None:
+        if question.product is None or isinstance(question.product.original, Forest):
             continue
         low, high = flat(pair)
         analysis = Analysis(question.product, low[None].astype(float), high[None].astype(float))
@@ -165,7 +172,7 @@ def test_no_bound_is_violated_by_the_reference(tmp_path: Path, seed: int) -> Non
         if question.product is None or pair.name.startswith("softmax"):
             continue
         low, high = flat(pair)
-        bound = bounded(Analysis(question.product, low[None].astype(float), high[None].astype(float)), "raw").bound[0]
+        bound = bounded(analysed(question.product, low, high), "raw").bound[0]
         x = random_nets.draw(rng, pair.low, pair.high, REFERENCE_POINTS)
         with np.errstate(all="ignore"):
             answers = [ReferenceEvaluator(each).run(None, {"x": x})[0] for each in (pair.original, pair.variant)]
