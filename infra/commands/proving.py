@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from kernels.proof.ir import F64, BadProblem
+from schemas.errors import LraiError
 
 if TYPE_CHECKING:
     from kernels.proof.verify import Verification
@@ -47,10 +48,23 @@ def verify(
 ) -> None:
     """Does a variant stay within epsilon of its original on these inputs? Exit code 0 proved, 1 refuted, 2 neither."""
     _check(output, timeout, arithmetic)
+    try:
+        code = _verified(folder, original, variant, box, rows, epsilon, output, timeout, arithmetic, as_json)
+    except BadProblem:
+        raise
+    except (LraiError, OSError, MemoryError) as err:  # 1 and 2 are verdicts
+        raise BadProblem(str(err) or "the memory is not enough") from err
+    raise SystemExit(code)
+
+
+def _verified(
+    folder: Path | None, original: Path | None, variant: Path | None, box: Path | None, rows: Path | None,
+    epsilon: float, output: Any, timeout: float, arithmetic: str, as_json: bool,
+) -> int:  # fmt: skip
     if folder is not None:
         from infra.commands.certifying import certified
 
-        raise SystemExit(certified(folder, box, rows, epsilon, output, timeout, as_json))
+        return certified(folder, box, rows, epsilon, output, timeout, as_json)
     if original is None or variant is None or box is None:
         raise BadProblem("name a variant's folder, or --original, --variant and --box")
     from kernels.proof.lower import features
@@ -58,13 +72,13 @@ def verify(
 
     low, high = read_box(box, features(original))
     with bar(as_json) as progress:
-        found = ask(original, variant, low, high, epsilon, output, timeout,  # type: ignore[arg-type]
-                    on_progress=progress, floats=arithmetic == "float32")  # fmt: skip
+        floats = arithmetic == "float32"
+        found = ask(original, variant, low, high, epsilon, output, timeout, on_progress=progress, floats=floats)
     if as_json:
         print(json.dumps(found.as_dict(), allow_nan=False))
     else:
         _show(found)
-    raise SystemExit(found.exit_code)
+    return found.exit_code
 
 
 @certificate_app.command("check")

@@ -19,6 +19,8 @@ MAGNITUDE_MAX = 2.0**127  # beyond it float32 may overflow
 class Unsupported(LraiError):
     """The graph holds something that the proof does not model."""
 
+    exit_code = 3
+
 
 class BadProblem(LraiError):
     """The question cannot be asked; correct the models, the box or the options."""

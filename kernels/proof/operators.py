@@ -146,7 +146,9 @@ def _concat(state: Lowering, node: NodeProto) -> Tensor:
 
 
 def _arithmetic(state: Lowering, node: NodeProto) -> Tensor:
-    names = [node.input[0], node.input[1]]
+    names = list(node.input)
+    if len(names) != 2:
+        raise Unsupported(f"{node.op_type} {node.output[0]!r} of {len(names)} tensors is not modelled")
     if all(name in state.tensors for name in names):
         return _of_two(state, node, state.of(node, 0), state.of(node, 1))
     place = 0 if names[0] in state.tensors else 1

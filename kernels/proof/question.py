@@ -90,6 +90,8 @@ def ask(original: Path, variant: Path, quantity: Quantity, options: runtime.Opti
         nets.append(_net(second, ends[1]))
     except Unsupported as err:
         reason = str(err)
+    except (ValueError, IndexError, KeyError, TypeError) as err:  # a graph that contradicts itself
+        reason = f"the graph cannot be read ({type(err).__name__}: {err})"
     odd = [each for net in nets for each in net.odd]
     quantized = [any(node.op_type == "QuantizeLinear" for node in proto.graph.node) for proto in protos]
     if any(quantized) and runtime.saturates(features):

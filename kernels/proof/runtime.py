@@ -29,6 +29,8 @@ _ROWS_MAX = 8192
 class RunError(LraiError):
     """The runtime could not run a model."""
 
+    exit_code = 3
+
 
 @dataclass(frozen=True)
 class Options:
