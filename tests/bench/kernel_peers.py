@@ -198,7 +198,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="tests.bench.kernel_peers", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=list(NETS), default=list(NETS))
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--quick", action="store_true", help="into build/bench-quick.json and .md")
+    parser.add_argument("--quick", action="store_true", help="into build/bench-quick.json")
+    parser.add_argument("--document", action="store_true", help="writes docs/benchmarks.md anew, too")
     given = parser.parse_args()
     console = Console(width=140 if not sys.stdout.isatty() else None)
     out = Outcome("kernel-peers", "8 bits by NNCF in OpenVINO and by LRAI, one row, one thread", given.rounds)
@@ -214,7 +215,7 @@ def main() -> int:
         console.print(f"NNCF takes no part: {err}", markup=False)
         return 0
     results = ROOT / "build" / ("bench-quick.json" if given.quick else "bench.json")
-    document = ROOT / "build" / "bench-quick.md" if given.quick else ROOT / "docs" / "benchmarks.md"
+    document = ROOT / "docs" / "benchmarks.md" if given.document and not given.quick else None
     report.show(console, out)
     report.save([out], report.machine(versions), results, document)
     return 0
