@@ -193,12 +193,9 @@ def _windows(node: NodeProto, sizes: Sequence[int], kernel: Sequence[int]) -> tu
     for place in itertools.product(*map(range, out)):
         cells = itertools.product(*map(range, kernel))
         spots = [[place[d] * steps[d] - pads[d] + cell[d] * gaps[d] for d in range(n)] for cell in cells]
-        found.append([_flat(spot, sizes) if _inside(spot, sizes) else -1 for spot in spots])
+        inside = [all(0 <= at < size for at, size in zip(spot, sizes, strict=True)) for spot in spots]
+        found.append([_flat(spot, sizes) if own else -1 for spot, own in zip(spots, inside, strict=True)])
     return out, found
-
-
-def _inside(spot: Sequence[int], sizes: Sequence[int]) -> bool:
-    return all(0 <= at < size for at, size in zip(spot, sizes, strict=True))
 
 
 def _flat(spot: Sequence[int], sizes: Sequence[int]) -> int:
@@ -384,8 +381,7 @@ def _dequantized(net: Net, node: NodeProto) -> Constant:
     axis = int(_attribute(node, "axis", 1)) % max(1, len(shape))
     if (n > 1 and (_attribute(node, "block_size", 0) or n != shape[axis])) or len(zero) != n or not found.values:
         raise Lacks(f"DequantizeLinear {node.output[0]!r} by blocks, or of such a type")
-    inner = math.prod(shape[axis + 1 :])
-    places = [0 if n == 1 else place // inner % n for place in range(len(found.values))]
+    places = [0 if n == 1 else place // math.prod(shape[axis + 1 :]) % n for place in range(len(found.values))]
     pairs = zip(found.values, places, strict=True)
     return Constant(shape, [float32(float32(float(q - zero[k])) * scale.values[k]) for q, k in pairs])
 
