@@ -20,8 +20,8 @@ Array = npt.NDArray[Any]
 BYTES_MAX = 3 << 30  # of the matrices of one net
 # of constants: their results are rounded once, or not at all, so that the runtime's are the same
 _FOLDED = """Abs Add Cast Ceil Clip Concat Constant ConstantOfShape DequantizeLinear Div Expand Flatten Floor Gather
-Identity Max Min Mul Neg QuantizeLinear Relu Reshape Round Shape Size Slice Split Sqrt Squeeze Sub Tile Transpose Unsqueeze
-Where"""
+Identity Max Min Mul Neg QuantizeLinear Relu Reshape Round Shape Size Slice Split Sqrt Squeeze Sub Tile Transpose
+Unsqueeze Where"""
 _FOLDED_MAX = 1 << 28  # numbers of a folded constant
 
 
