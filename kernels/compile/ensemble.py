@@ -17,7 +17,6 @@ from onnx import (
     ModelProto,
     NodeProto,
     TensorProto,
-    TensorShapeProto,
     ValueInfoProto,
     compose,
     helper,
@@ -28,17 +27,18 @@ from onnx import (
 
 from kernels import graph as graphs
 from kernels import settings
+from kernels.compile.importing import checked
 from kernels.compile.net import Net, attributes, has_subgraph, renamed, tensor
+from kernels.compile.runtime import NotCompiled
 from kernels.compile.stack import OPSET_MIN, stacked
 from kernels.graph import Graph
 from kernels.spec import TensorSpec
-from schemas.errors import LraiError
 
 BYTES_MAX = 2_000_000_000  # what one protobuf message may hold
 _DEFAULT = ("", "ai.onnx")
 
 
-class BadEnsemble(LraiError):
+class BadEnsemble(NotCompiled):
     """The members cannot be one graph."""
 
 
@@ -90,7 +90,8 @@ def merge(members: Sequence[Path], rows: int | None = None, joined: bool = False
         nodes = iter(merged.graph.node)
         own = [list(itertools.islice(nodes, len(part.node))) for part in parts]
         merged = stacked(Net(merged), own, rows, whole).model
-    return _checked(merged)
+    checked(merged, "the members' graph")
+    return merged
 
 
 def _facts(path: Path) -> Graph:
@@ -143,16 +144,8 @@ def _loaded(path: Path, facts: Graph) -> ModelProto:
 
 def _constant(node: NodeProto) -> TensorProto | None:
     """Its value as a weight; None for forms that stay a node."""
-    kinds = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
-    for key, value in attributes(node).items():
-        if key in kinds:
-            return tensor(node.output[0], np.array(value, kinds[key]))
-        if key == "value":
-            weight = TensorProto()
-            weight.CopyFrom(value)
-            weight.name = node.output[0]
-            return weight
-    return None
+    value = attributes(node).get("value")
+    return tensor(node.output[0], numpy_helper.to_array(value)) if value is not None else None
 
 
 def _opsets(model: ModelProto) -> dict[str, int]:
@@ -233,7 +226,7 @@ def _name_sizes(part: GraphProto, inputs: Sequence[ValueInfoProto], prefix: str)
     del part.value_info[:]
 
 
-def _sizes(value: ValueInfoProto) -> list[TensorShapeProto.Dimension]:
+def _sizes(value: ValueInfoProto) -> list[onnx.TensorShapeProto.Dimension]:
     return list(value.type.tensor_type.shape.dim)
 
 
@@ -291,11 +284,3 @@ def _content(weight: TensorProto) -> object:
         return tuple(weight.dims), tuple(weight.string_data)
     array = np.ascontiguousarray(numpy_helper.to_array(weight))
     return weight.data_type, tuple(weight.dims), hashlib.sha256(array.tobytes()).digest()
-
-
-def _checked(model: ModelProto) -> ModelProto:
-    try:
-        onnx.checker.check_model(model)
-    except (onnx.checker.ValidationError, ValueError) as err:
-        raise BadEnsemble(f"the merged graph is not valid ({' '.join(str(err).split())[:300]})") from None
-    return model
