@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -19,11 +18,11 @@ from typing import Annotated
 import psycopg
 import typer
 from confluent_kafka import KafkaException
-from rich.console import Console
 
-from infra.commands import deadletters, proving, reading, request_files, sending, shown
+from infra.commands import letters, proving, reading, request_files, sending, shown
 from infra.commands import status as states
 from infra.commands import variants as variant_commands
+from infra.commands.options import AsJson, Kafka, Models, Prefix, Store, Version, errors, group, out
 from kernels import repository
 from kernels.spec import ModelSpec
 from schemas.errors import BadSetting, LraiError
@@ -34,25 +33,18 @@ from workers.supervisor import ChildSpec
 from workers.template import BAD_SETTING
 
 KEYBOARD = 130
-FILE_ROWS_MAX = 10_000  # dead letters looked at in one command
 
 
-def _app(about: str) -> typer.Typer:
-    return typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=about)
-
-
-app = _app(__doc__ or "")
-run_app = _app("One role alone, for Kubernetes or systemd to own.")
-models_app = _app("The model repository.")
-deadletter_app = _app("Records that are no request: look at them, send them again.")
-audit_app = _app("The audit store.")
-for name, each in (("run", run_app), ("models", models_app), ("deadletter", deadletter_app), ("audit", audit_app)):
+app = group(__doc__ or "")
+run_app = group("One role alone, for Kubernetes or systemd to own.")
+models_app = group("The model repository.")
+audit_app = group("The audit store.")
+for name, each in (("run", run_app), ("models", models_app), ("audit", audit_app)):
     app.add_typer(each, name=name)
 app.add_typer(variant_commands.app, name="variant")
+app.add_typer(letters.app, name="deadletter")
 app.command("verify")(proving.verify)
 app.add_typer(proving.certificate_app, name="certificate")
-errors = Console(stderr=True)
-out = Console(width=None if sys.stdout.isatty() else 240)  # a pipe has no edge to wrap at
 
 
 class Priority(StrEnum):
@@ -63,17 +55,10 @@ class Priority(StrEnum):
     bulk = "bulk"
 
 
-Models = Annotated[Path | None, typer.Option("--models", help="The model repository.")]
-Kafka = Annotated[str | None, typer.Option("--kafka", help="HOST:PORT of the cluster.")]
-Store = Annotated[str | None, typer.Option("--store", help="postgresql://... of the audit store.")]
 Slot = Annotated[int | None, typer.Option("--slot", help="Which instance of its role on this node this is.")]
-Prefix = Annotated[str | None, typer.Option("--prefix", help="Begins every topic and group.")]
 Leave = Annotated[bool, typer.Option("--leave", help="Leave the groups on stop: for scale-down, not for a restart.")]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
 ForPriority = Annotated[Priority, typer.Option("--priority", help="Whose topics.")]
 Model = Annotated[str, typer.Option("--model", help="Name of the model.")]
-Version = Annotated[str | None, typer.Option("--version", help="Version of the model; the newest without.")]
-Reason = Annotated[str | None, typer.Option("--reason", help="Only those with this error code.")]
 
 
 @app.command()
@@ -305,48 +290,6 @@ def calibrate(
     compiling.save(out_file, found)
     left = f"; {found.left_out} request(s) of other lengths left out" if found.left_out else ""
     out.print(f"{found.rows} row(s) in {out_file}{left}", markup=False, highlight=False)
-
-
-@deadletter_app.command("list")
-def deadletter_list(
-    most: Annotated[int, typer.Option("-n", min=1, max=FILE_ROWS_MAX, help="At most so many.")] = 100,
-    reason: Reason = None, as_json: AsJson = False, kafka: Kafka = None, prefix: Prefix = None,
-) -> None:  # fmt: skip
-    """Dead letters, the oldest first."""
-    settings = load(kafka=kafka, prefix=prefix)
-    shown.letters(out, list(deadletters.letters(settings, reason, most)), as_json)
-
-
-@deadletter_app.command("show")
-def deadletter_show(partition: int, offset: int, kafka: Kafka = None, prefix: Prefix = None) -> None:
-    """Headers and bytes of the dead letter at PARTITION OFFSET. They may hold a subject in the clear."""
-    shown.letter(deadletters.letter_at(load(kafka=kafka, prefix=prefix), partition, offset))
-
-
-@deadletter_app.command("replay")
-def deadletter_replay(
-    partition: Annotated[int | None, typer.Argument()] = None,
-    offset: Annotated[int | None, typer.Argument()] = None,
-    reason: Reason = None,
-    every: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
-    most: Annotated[int, typer.Option("-n", min=1, max=FILE_ROWS_MAX, help="At most so many.")] = 100,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    kafka: Kafka = None, prefix: Prefix = None,
-) -> None:  # fmt: skip
-    """Sends dead letters again, to the topics they came from: PARTITION OFFSET, or --reason, or --all."""
-    settings = load(kafka=kafka, prefix=prefix)
-    if partition is not None and offset is not None:
-        chosen = [deadletters.letter_at(settings, partition, offset)]
-    elif reason or every:
-        chosen = list(deadletters.letters(settings, reason, most))
-    else:
-        raise BadSetting("name PARTITION OFFSET, or --reason CODE, or --all")
-    if not chosen:
-        raise LraiError("there is no such dead letter")
-    shown.letters(out, chosen, as_json=False)
-    if not yes and not (sys.stdin.isatty() and typer.confirm(f"Send {len(chosen)} record(s) again?")):
-        raise LraiError("nothing was sent; confirm, or say --yes")
-    out.print(f"{deadletters.replay(settings, chosen)} record(s) sent again")
 
 
 @audit_app.command("verify")

@@ -12,6 +12,7 @@ from confluent_kafka import Producer
 from rich.console import Console
 from rich.table import Table
 
+from infra.commands.options import Kafka, Models, Prefix, Version, group
 from infra.commands.reading import missing_topic
 from kernels import manifest as manifests
 from kernels.manifest import ORIGINAL, Manifest
@@ -26,12 +27,8 @@ from streams.settings import Settings, load
 
 KAFKA_S_MAX = 10.0
 TEXT_MAX = 1000
-app = typer.Typer(no_args_is_help=True, help="Which compiled variant of a model answers.")
+app = group("Which compiled variant of a model answers.")
 Model = Annotated[str, typer.Argument(help="Name of the model.")]
-Version = Annotated[str | None, typer.Option("--version", help="Version of the model; the newest without.")]
-Models = Annotated[Path | None, typer.Option("--models", help="The model repository.")]
-Kafka = Annotated[str | None, typer.Option("--kafka", help="HOST:PORT of the cluster.")]
-Prefix = Annotated[str | None, typer.Option("--prefix", help="Begins every topic and group.")]
 By = Annotated[str | None, typer.Option("--by", help="Who asks for it; the user of this shell without.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why; kept with the change.")]
 
