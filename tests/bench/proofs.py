@@ -15,11 +15,12 @@ import csv
 import gzip
 import importlib
 import itertools
+import math
 import re
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,10 @@ NETS = {"P1": "1blk_100", "P2": "2blk_100_100", "P4": "3blk_100_100_100"}
 BITS = {"P1": (4, 6, 8, 10), "P2": (4, 6, 8, 10), "P4": (4, 8)}
 ERRORS = (1.0, 2.0, 4.0, 6.0, 8.0)
 RADIUS = 3
+GRADIENT_STEPS = 4
+CLIMBED = 4  # the best so many are improved pixel by pixel
+CLIMBS = 12
+FLIPS = (1, 2, 3, 5, 8, 13, 21, 34, 55)
 STRICT = 1 - 1e-7  # their property is |difference| < error
 SAMPLES = """3236 5656 7219 7098 3825 521 9886 7389 3064 4544 7773 1340 7894 8463 6930 2898 2190 1866 914 5574
 3770 3016 6395 2897 8541 5082 3712 150 2486 3986"""
@@ -77,6 +82,18 @@ def keras(path: Path) -> Weights:
     return Weights([(arrays[name], arrays[name.replace("kernel", "bias")]) for name in kernels])
 
 
+def gradient(weights: Weights, x: Array, label: int) -> Array:
+    """Of one output, by the inputs: float64[rows, inputs] for float64[rows, inputs]."""
+    masks = []
+    for w, b in weights.layers[:-1]:
+        x = np.maximum(x @ w + b, 0)
+        masks.append(x > 0)
+    back = np.repeat(weights.layers[-1][0][:, label][None], len(x), 0)
+    for (w, _), mask in zip(weights.layers[-2::-1], masks[::-1], strict=True):
+        back = (back * mask) @ w.T
+    return np.asarray(back)
+
+
 def quantized(values: Array, bits: int, fraction: int) -> Array:
     """int64: QEBVerif's fixed point, saturated and rounded half away from zero."""
     most = 2 ** (bits - 1)
@@ -107,6 +124,11 @@ class FixedPoint:
             x = np.clip((sums + (1 << (excess - 1))) >> excess, 0, 2**self.bits - 1)
             fraction = self.bits - 2
         raise ValueError("a net without layers")
+
+    def floats(self) -> Weights:
+        """The same weights as numbers: without rounding and saturation it computes nearly the same."""
+        step = 2.0 ** (self.bits - 1)
+        return Weights([(w / step, 2.0 * b / step) for w, b in self.layers])
 
 
 def floats(weights: Weights, label: int, scale: float) -> list[Layer]:
@@ -143,18 +165,44 @@ def hit(weights: Weights, net: FixedPoint, label: int, low: Array, high: Array, 
     def difference(x: Array) -> Array:
         return np.abs(net.answers(x)[:, label] - weights.answers(x)[:, label])
 
-    rng = np.random.default_rng(0)
-    best = np.clip(np.rint(starts), low, high)
+    def steepest(x: Array) -> Array:
+        """Both corners that the gradient of the difference points to."""
+        slope = gradient(near, x / 256, label) / 256 - gradient(weights, x / 255, label) / 255
+        return np.concatenate([np.where(slope > 0, high, low), np.where(slope < 0, high, low)])
+
+    rng, near = np.random.default_rng(0), net.floats()
+    x = best = np.clip(np.rint(starts), low, high)
+    for _ in range(GRADIENT_STEPS):
+        x = steepest(x)
+        best = np.concatenate([best, x])
+        x = x[np.argsort(difference(x))[-len(starts) :]]
     worst = difference(best)
-    for share in (0.3, 0.1, 0.05, 0.02, 0.01, 0.005) * 6:
-        rows = np.repeat(best, 16, axis=0)
-        edge = np.where(rng.random(rows.shape) < 0.5, low, high)
-        rows = np.where(rng.random(rows.shape) < share, edge, rows)
-        seen = difference(rows).reshape(len(best), 16)
-        better = seen.max(1) > worst
-        best = np.where(better[:, None], rows.reshape(len(best), 16, -1)[np.arange(len(best)), seen.argmax(1)], best)
-        worst = np.maximum(worst, seen.max(1))
-    return float(worst.max()), best[worst.argmax()]
+    kept = np.argsort(worst)[-CLIMBED:]
+    found = [climbed(difference, rng, each, low, high) for each in best[kept]]
+    return max(found, key=lambda each: each[0])
+
+
+def climbed(
+    difference: Callable[[Array], Array], rng: np.random.Generator, x: Array, low: Array, high: Array
+) -> tuple[float, Array]:
+    """Flips the pixels that alone help most, as many as help together, and some at random where none does."""
+    worst, best = float(difference(x[None])[0]), x
+    flat_steps = 0
+    for _ in range(CLIMBS):
+        other = np.where(best == high, low, high)
+        singles = np.where(np.eye(len(x), dtype=bool), other, best)
+        order = np.argsort(-difference(singles))
+        tries = [np.where(np.isin(np.arange(len(x)), order[:count]), other, best) for count in FLIPS]
+        share = rng.choice([0.005, 0.02, 0.1])
+        tries += [np.where(rng.random(len(x)) < share, other, best) for _ in FLIPS]
+        seen = difference(np.array(tries))
+        if seen.max() <= worst:
+            flat_steps += 1
+            if flat_steps > 2:
+                break
+            continue
+        worst, best = float(seen.max()), tries[int(seen.argmax())]
+    return worst, best
 
 
 @dataclass
@@ -283,9 +331,14 @@ def properties(path: Path) -> dict[int, tuple[Array, Array, int]]:
     pattern = r"PROPERTY == (\d+)\) \{\s*float upper\[\] = \{(.*?)\};\s*float lower\[\] = \{(.*?)\};.*?target = (\d+)"
     answers = {}
     for number, upper, lower, target in re.findall(pattern, path.read_text(), re.S):
-        sides = [np.array([sum(map(float, each.split("+"))) for each in side.split(",")]) for side in (lower, upper)]
+        sides = [np.array([_number(each) for each in side.split(",")]) for side in (lower, upper)]
         answers[int(number)] = (sides[0], sides[1], int(target))
     return answers
+
+
+def _number(text: str) -> float:
+    """Sums of products, as the source writes them."""
+    return sum(math.prod(map(float, each.split("*"))) for each in text.split("+"))
 
 
 def halved(weights: Weights) -> Weights:
