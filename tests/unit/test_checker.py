@@ -144,6 +144,14 @@ def no_base64(certificate: dict[str, Any]) -> None:
     leaf(certificate)["slopes"] = "???"
 
 
+def no_zlib(certificate: dict[str, Any]) -> None:
+    leaf(certificate)["slopes"] = "AAAA"
+
+
+def odd_bytes(certificate: dict[str, Any]) -> None:
+    leaf(certificate)["slopes"] = "eJxjYGAAAAADAAE="
+
+
 def no_float_rounding(certificate: dict[str, Any]) -> None:
     """More than is claimed is shown without rounding, but bound and bound_real must still fit each other."""
     leaf(certificate)["bound"] = (0.0).hex()
@@ -186,6 +194,8 @@ TAMPERED = [
     (inner_tensor, "is no output"),
     (fewer_slopes, "fewer slopes"),
     (no_base64, "no certificate"),
+    (no_zlib, "no certificate"),
+    (odd_bytes, "no certificate"),
     (no_float_rounding, "can be shown"),
     (other_arithmetic, "float64"),
     (number_as_number, "hex float"),
