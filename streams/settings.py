@@ -61,6 +61,7 @@ class Settings(BaseSettings):
     audit_writers: int = Field(1, ge=1, le=64)
     coalescers: int = Field(1, ge=1, le=64, description="processes a priority")
     threads: int = Field(1, ge=1, le=256, description="of a kernel run")
+    runs: int = Field(0, ge=0, le=256, description="kernel runs at once in an actor; 0 is as many as cores for them")
     metrics_port: int = Field(0, ge=0, le=65_000, description="the first port; each process has the next; 0 is none")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -84,12 +85,17 @@ def coalesce(
     return Coalesce(catalog, schemas or NoSchemas(), bounds, how, topics)
 
 
-def actor(spec: ModelSpec, kernel: Kernel, rows_max: int = 64, result_bytes_max: int = 100_000) -> Actor:
-    """A lane of the model's actor."""
+def actor(
+    spec: ModelSpec, kernel: Kernel, rows_max: int = 64, result_bytes_max: int = 100_000,
+    pool: ThreadPoolExecutor | None = None,
+) -> Actor:  # fmt: skip
+    """A lane of the model's actor; with a `pool` its runs take long enough to go two at once."""
     home = Home(RESULTS, framing.header("inference_result"), DECISIONS, f"work-{spec.model}-0", result_bytes_max)
-    loaded = Loaded(Release(spec.model, spec.version, "original"), kernel, kernel, rows_max)
+    apart = Identity() if pool else kernel
+    loaded = Loaded(Release(spec.model, spec.version, "original"), kernel, apart, rows_max, row_s=1.0 if pool else 0.0)
     choice = Choice({"original": loaded})
-    return Actor(spec, choice, lambda: None, home, Plain(), Turns(3), 1, LaneLimits(0.0, 16, 1 << 24), lambda: None)
+    limits = LaneLimits(0.0, 16, 1 << 24)
+    return Actor(spec, choice, lambda: None, home, Plain(), Turns(3, 2), 1, limits, lambda: None, 2, pool)
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Protocol
@@ -28,6 +29,7 @@ from workers.turns import Turns
 from workers.variants import Choice, Load, Loaded
 
 LATENCIES_MAX = 64
+TOGETHER_S_MIN = 5e-4  # shorter runs do not pay for going to another thread and back
 DECISIONS_BYTES_MAX = 2 * 1024 * 1024  # of batches, without tensors, whose decisions lie in one record
 
 
@@ -44,7 +46,7 @@ class Journal(Protocol):
 @dataclass
 class Actor:
     """One lane of an actor. `lane` orders the lanes by priority, 0 is the highest; `forced`: the variant that an
-    operator asks for."""
+    operator asks for; `runs`: how many at once, on the threads of `pool`."""
 
     spec: ModelSpec
     choice: Choice
@@ -55,6 +57,8 @@ class Actor:
     lane: int
     limits: LaneLimits
     beat: Callable[[], None]
+    runs: int = 1
+    pool: ThreadPoolExecutor | None = None
     serving: Release | None = None
 
     def __call__(self, window: Window, now_ms: int) -> Outcome:
@@ -124,18 +128,32 @@ class Actor:
         """The outputs of all rows; and by row the seconds and the rows of its run."""
         total = int(requests.rows.sum())
         release = loaded.release
-        parts: list[Outputs] = []
         seconds, sizes = np.empty(total), np.empty(total, np.int64)
-        starts = requests.starts.tolist() if loaded.alone else range(0, total, loaded.rows_max)
-        for start, stop in pairwise([*starts, total]):
+        step = min(loaded.rows_max, total)
+        together = self.pool if loaded.kernel is not loaded.apart and loaded.row_s * step > TOGETHER_S_MIN else None
+        if together:
+            step = min(step, -(-total // self.runs))
+        starts = requests.starts.tolist() if loaded.alone else range(0, total, step)
+
+        def run(start: int, stop: int, waiting: Callable[[], None]) -> Outputs:
             inputs = {each.name: each.values[start:stop] for each in requests.tensors}
-            with self.turns.turn(self.lane, self.beat):
+            with self.turns.turn(self.lane, waiting):
                 self.beat()
                 began = time.perf_counter()
-                parts.append(loaded.kernel.run(inputs))
+                outputs = loaded.kernel.run(inputs)
                 seconds[start:stop] = time.perf_counter() - began
             sizes[start:stop] = stop - start
             meters.EXECUTION_S.labels(release.model, release.version).observe(seconds[start])
+            return outputs
+
+        places = list(pairwise([*starts, total]))
+        if together and len(places) > 1:
+            # nothing beats while it waits: all of them may wait for runs that hang
+            futures = [together.submit(run, start, stop, _nothing) for start, stop in places]
+            wait(futures)  # of a failed one, too: no run may go on while its rows are run again
+            parts = [each.result() for each in futures]
+        else:
+            parts = [run(start, stop, self.beat) for start, stop in places]
         variant = release.variant or ""
         meters.ROWS.labels(release.model, release.version, variant).inc(total)
         meters.EXECUTIONS.labels(release.model, release.version, variant).inc(len(parts))
@@ -149,6 +167,10 @@ class Actor:
             received = each.requests.received_at
             sample = received[:: max(1, len(received) // LATENCIES_MAX)]
             meters.observe_latency(str(self.lane), self.spec.model, (now_us / 1e6 - sample / 1e3).tolist())
+
+
+def _nothing() -> None:
+    pass
 
 
 def _record(value: bytes | None) -> dict[str, Any]:

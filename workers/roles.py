@@ -129,12 +129,14 @@ def _actor(
     loaded = load(lambda: [beat() for beat in beats])
     control = ControlState(settings, f"{ids[0].member}-control")
     control.to_the_end(beats[0])
-    turns = Turns(len(PRIORITIES))
+    runs = settings.runs or max(1, len(os.sched_getaffinity(0)) // settings.threads)
+    turns = Turns(len(PRIORITIES), runs)
     registry = Registry(settings.registry, beats[0])
     everyone = Assigned(len(PRIORITIES), slot)
     limits = LaneLimits(0.0, settings.actor_records_max, settings.window_bytes_max)
     slo_s = spec.slo_p95_ms and spec.slo_p95_ms / 1000
     lanes = []
+    kernels = ThreadPoolExecutor(runs, "kernel") if runs > 1 else None
 
     def forced() -> str | None:
         return control.variant(spec.model, spec.version, time.monotonic())
@@ -146,6 +148,7 @@ def _actor(
             spec=spec, choice=Choice(loaded, spec.prefer, spec.under_load, slo_s), forced=forced,
             home=Home(results, header, decisions, ids[number].member, settings.result_bytes_max),
             journal=LaneJournal(slot, number), turns=turns, lane=number, limits=limits, beat=beats[number],
+            runs=runs, pool=kernels,
         )  # fmt: skip
         source = topics.batches(settings.prefix, spec.model, spec.version, priority)
         lane = _lane(

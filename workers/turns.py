@@ -1,4 +1,4 @@
-"""Who runs next: the lanes of an actor share its kernel, the highest waiting priority first."""
+"""Who runs next: the lanes of an actor share its cores, the highest waiting priority first."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ BEAT_S = 0.5
 
 
 class Turns:
-    """A lock for a few lanes; lane 0 is the highest. A lane that was passed over PASSED_MAX times goes next."""
+    """`runs` at once for a few lanes; lane 0 is the highest. A lane that was passed over PASSED_MAX times goes next."""
 
-    def __init__(self, lanes: int) -> None:
+    def __init__(self, lanes: int, runs: int = 1) -> None:
         self._condition = Condition()
         self._waiting = [0] * lanes
         self._passed = [0] * lanes
-        self._busy = False
+        self._free = runs
 
     @contextmanager
     def turn(self, lane: int, beat: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Waits for the kernel, with a sign of life now and then: it is the lane that runs which may hang."""
         with self._condition:
             self._waiting[lane] += 1
-            while self._busy or self._next() != lane:
+            while not self._free or self._next() != lane:
                 self._condition.wait(BEAT_S)
                 beat()
             self._waiting[lane] -= 1
-            self._busy = True
+            self._free -= 1
             self._passed[lane] = 0
             for other, waiting in enumerate(self._waiting):
                 if waiting:
@@ -37,7 +37,7 @@ class Turns:
             yield
         finally:
             with self._condition:
-                self._busy = False
+                self._free += 1
                 self._condition.notify_all()
 
     def _next(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -33,8 +35,10 @@ def value(*rows: float) -> bytes:
     return encoded(request([tensor("features", values)]))
 
 
-def ended(rows: list[list[float]], kernel: Identity, rows_max: int = 64) -> Ends:
-    ends = through([value(*each) for each in rows], coalesce([NET]), [actor(NET, kernel, rows_max)])
+def ended(
+    rows: list[list[float]], kernel: Identity, rows_max: int = 64, pool: ThreadPoolExecutor | None = None
+) -> Ends:
+    ends = through([value(*each) for each in rows], coalesce([NET]), [actor(NET, kernel, rows_max, pool=pool)])
     ends.check(len(rows))
     return ends
 
@@ -42,13 +46,36 @@ def ended(rows: list[list[float]], kernel: Identity, rows_max: int = 64) -> Ends
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(st.sampled_from((1.0, 2.0, 3.0, POISON)), min_size=1, max_size=3), min_size=1, max_size=20))
 def test_poison_fails_alone(rows: list[list[float]]) -> None:
-    ends = ended(rows, Poisoned(), rows_max=8)
+    poison_fails_alone(rows, ended(rows, Poisoned(), rows_max=8))
+    with ThreadPoolExecutor(2) as pool:
+        poison_fails_alone(rows, ended(rows, Poisoned(), rows_max=8, pool=pool))
+
+
+def poison_fails_alone(rows: list[list[float]], ends: Ends) -> None:
     for i, each in enumerate(rows):
         if POISON in each:
             assert (ends.code(i), ends.results[i][0]["status"]) == ("kernel_failed", "FAILED")
             assert "666 is the number" in ends.message(i)
         else:
             assert outputs(ends.results[i][0])["value"][:, 0].tolist() == each
+
+
+class Meeting(Identity):
+    """A run ends when another one has begun."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = Barrier(2, timeout=10)
+
+    def run(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        self.both.wait()
+        return super().run(inputs)
+
+
+def test_long_runs_go_at_once() -> None:
+    with ThreadPoolExecutor(2) as pool:
+        ends = ended([[1.0], [2.0], [3.0], [4.0]], Meeting(), pool=pool)
+    assert [outputs(ends.results[i][0])["value"][0, 0] for i in range(4)] == [1, 2, 3, 4]
 
 
 def test_halving_takes_few_runs() -> None:

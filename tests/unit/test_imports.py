@@ -17,6 +17,7 @@ LAYERS = ("schemas", "kernels", "streams", "audit", "workers", "lrai")  # each m
 ENGINE = ("schemas", "kernels", "streams", "workers")
 ENGINE_LINES_MAX = 5_500  # with variants: they are loaded, checked, chosen and forced in the engine
 APART_LINES_MAX = {"kernels/proof": 2_500, "kernels/compile": 2_500}  # counted apart from the engine
+CHECKER_LINES_MAX = 1_050  # of the proofs, and counted apart from them: it shares nothing with the prover
 FILE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 70
 PURE = (
@@ -119,9 +120,20 @@ def test_the_core_engine_is_small() -> None:
     assert lines_in_all(path for path in files(*ENGINE) if path not in apart) < ENGINE_LINES_MAX
 
 
+CHECKER = sorted((ROOT / "kernels" / "proof").glob("checker*.py"))
+
+
 @pytest.mark.parametrize("folder", APART_LINES_MAX)
 def test_what_is_counted_apart_is_small_too(folder: str) -> None:
-    assert lines_in_all(files(folder)) < APART_LINES_MAX[folder]
+    assert lines_in_all(path for path in files(folder) if path not in CHECKER) < APART_LINES_MAX[folder]
+
+
+def test_the_checker_is_small_and_knows_nothing_of_the_prover() -> None:
+    assert lines_in_all(CHECKER) < CHECKER_LINES_MAX
+    names = {name for path in CHECKER for name in imported(path)}
+    own = {name for name in names if name.split(".")[0] in (*LAYERS, "infra")}
+    assert {name.split(".")[2] for name in own if name.startswith("kernels.proof.")} <= {each.stem for each in CHECKER}
+    assert not any(name.startswith(("numpy", "onnxruntime", "scipy")) for name in names)
 
 
 @pytest.mark.parametrize("module", PURE)
