@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TESTS := $(wildcard tests/unit tests/integration tests/acceptance tests/chaos)
 
-.PHONY: install demo test lint bench bench-peers clean
+.PHONY: install demo test lint bench bench-kernels bench-peers clean
 
 install: $(STAMP)
 
@@ -30,8 +30,12 @@ test: lint
 bench: install
 	$(BIN)/python -m tests.bench
 
+bench-kernels: install
+	$(BIN)/python -m tests.bench.kernels --document
+
 bench-peers: install
 	$(BIN)/python -m tests.bench.peers
+	$(BIN)/python -m tests.bench.kernel_peers --document
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -58,6 +58,7 @@ class ModelSettings(BaseModel):
     slo_p95_ms: Annotated[float, Field(gt=0)] | None = None
     variants: Variants = Variants()
     members: list[Member] = Field(default_factory=list, max_length=64)
+    joined: bool = False
 
     @field_validator("buckets")
     @classmethod

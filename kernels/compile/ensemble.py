@@ -56,7 +56,7 @@ def build(folder: Path) -> tuple[str, ...]:
     paths = [models / member for member in stated.members]
     if folder.resolve() in paths:
         raise BadEnsemble(f"{folder / 'model.toml'}: members names the entry itself; name other models")
-    merged = merge(paths, stated.batch_rows)
+    merged = merge(paths, stated.batch_rows, stated.joined)
     aside = folder / ".model.onnx.part"
     try:
         aside.write_bytes(merged.SerializeToString())

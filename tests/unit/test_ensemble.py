@@ -321,6 +321,16 @@ def test_an_entry_without_members_is_left_alone(tmp_path: Path) -> None:
     assert ensemble.build(mlps(tmp_path, (30, 8, 2))[0]) == ()
 
 
+def test_equal_outputs_are_one_where_the_entry_asks_for_it(tmp_path: Path) -> None:
+    folders = mlps(tmp_path, (30, 8, 2), (30, 8, 2))
+    folder = entry(tmp_path, "m0/1", "m1/1", more="joined = true")
+    ensemble.build(folder)
+    feed = {"features": np.random.default_rng(1).standard_normal((3, 30)).astype(np.float32)}
+    found, wanted = answers(onnx.load(folder / "model.onnx"), feed), separately(folders, feed)
+    (both,) = found.values()
+    np.testing.assert_allclose(both, np.stack(list(wanted.values()), 1), rtol=1e-5, atol=1e-6)
+
+
 def test_a_failed_build_leaves_the_graph_that_was_there(tmp_path: Path) -> None:
     mlps(tmp_path, (30, 8, 2), (30, 8, 2))
     folder = entry(tmp_path, "m0/1", "m1/1")
