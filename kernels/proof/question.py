@@ -77,6 +77,9 @@ def ask(original: Path, variant: Path, quantity: Quantity, options: runtime.Opti
     """Reads both. `options`: of the variant's session; without, the runtime's defaults. Raises BadProblem."""
     protos = load(original), load(variant)
     ends = [_ending(proto) for proto in protos]
+    through = [_ending(proto, rounded=True) for proto in protos]
+    if ends != through and all(each.kind == "softmax" for each in through):  # probabilities that one of them rounds
+        ends = through if quantity == "raw" else [Ending(_output(proto), "probabilities") for proto in protos]
     if quantity == "raw" and ends[0].kind == "softmaxed":
         raise BadProblem("--output raw: the graph has no tensor of logits; use --output softmax")
     _alike(protos[0], protos[1], ends)
@@ -135,8 +138,12 @@ class Ending:
     kind: str
 
 
-def _ending(proto: onnx.ModelProto) -> Ending:
-    """The float output of the graph, followed back to the logits. Raises BadProblem."""
+def _ending(proto: onnx.ModelProto, rounded: bool = False) -> Ending:
+    """The float output of the graph, followed back to the logits; `rounded`: through quantizers, too.
+
+    Raises BadProblem.
+    """
+    behind = ("ZipMap", *_BEHIND, *(("QuantizeLinear", "DequantizeLinear") if rounded else ()))
     makers = {name: node for node in proto.graph.node for name in node.output}
     floats = [each.name for each in proto.graph.output if _is_float(each, makers)]
     label = [each.name for each in proto.graph.output]
@@ -144,7 +151,7 @@ def _ending(proto: onnx.ModelProto) -> Ending:
     if not name:
         name = _before_label(label, makers)
     node = makers.get(name)
-    while node is not None and node.op_type in ("ZipMap", *_BEHIND):
+    while node is not None and node.op_type in behind:
         name = node.input[0]
         node = makers.get(name)
     if node is not None and node.op_type == "Normalizer" and attribute(node, "norm", b"MAX") == b"L1":
@@ -156,6 +163,11 @@ def _ending(proto: onnx.ModelProto) -> Ending:
     if node is not None and node.op_type == "Softmax" and attribute(node, "axis", -1) in (-1, 1):
         return Ending(node.input[0], "softmax")
     return Ending(name, "probabilities" if _are_probabilities(name, makers) else "")
+
+
+def _output(proto: onnx.ModelProto) -> str:
+    """The numbers themselves: what is between them and the Softmax is not modelled, and only tested."""
+    return str(next(each.name for each in proto.graph.output if each.type.tensor_type.elem_type == TensorProto.FLOAT))
 
 
 def _is_float(value: onnx.ValueInfoProto, makers: dict[str, NodeProto]) -> bool:

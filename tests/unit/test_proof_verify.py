@@ -159,6 +159,31 @@ def test_an_unknown_operator_is_named_and_tested(tmp_path: Path) -> None:
     assert task["statistical"]["hits"] == 0 < task["statistical"]["tests"]
 
 
+def rounds_its_answers(path: Path) -> Path:
+    """The same net with its probabilities in 8 bits, as ONNX Runtime's quantizer leaves them."""
+    model = onnx.load(net(path, ending="Softmax"))
+    model.graph.node[-1].output[0] = "p"
+    model.graph.initializer.extend(
+        [numpy_helper.from_array(np.float32(1 / 255), "p_s"), numpy_helper.from_array(np.uint8(0), "p_z")]
+    )
+    model.graph.node.append(helper.make_node("QuantizeLinear", ["p", "p_s", "p_z"], ["p_q"]))
+    model.graph.node.append(helper.make_node("DequantizeLinear", ["p_q", "p_s", "p_z"], ["y"]))
+    onnx.save(model, path)
+    return path
+
+
+def test_probabilities_that_one_model_rounds(tmp_path: Path) -> None:
+    """Logits are before the Softmax of both and are proved; the rounded answers are tested."""
+    a, b = net(tmp_path / "a.onnx", ending="Softmax"), rounds_its_answers(tmp_path / "b.onnx")
+    low, high = boxes(0.1)
+    assert verify(a, b, low, high, 1e-3, "raw").exit_code == 0
+    coarse = verify(a, b, low, high, 0.1, "softmax", 3).as_dict()["tasks"][0]
+    assert coarse["verdict"] == "UNKNOWN" and 0 < coarse["seen"] <= 0.5 / 255 + 1e-6
+    assert verify(a, b, low, high, 1e-5, "softmax", 3).exit_code == 1
+    with pytest.raises(BadProblem, match="one model ends in softmax"):
+        verify(a, net(tmp_path / "c.onnx"), low, high, 0.1, "softmax")
+
+
 def test_a_model_that_answers_nan_is_refuted(tmp_path: Path) -> None:
     a, b = net(tmp_path / "a.onnx"), net(tmp_path / "b.onnx", lambda w: w * 1e38)
     found = verify(a, b, *boxes(0.5), 0.5, "raw", 20)
