@@ -29,6 +29,7 @@ CASES: dict[str, Callable[[Bench], Outcome]] = {
     "live": live.live,
     "wide": cases.wide,
     "resnet": cases.resnet,
+    "resnet-int8": cases.resnet_int8,
     "trees": cases.trees,
     "interactive": live.interactive,
     "audit": cases.audit,

@@ -205,10 +205,11 @@ def _raw(
 
 
 def _against_raw(
-    bench: Bench, outcome: Outcome, requests: load.Requests, models: Path, rows: list[int], goal: float
-) -> None:
+    bench: Bench, outcome: Outcome, requests: load.Requests, models: Path, rows: list[int], goal: float,
+    variant: str = "",
+) -> None:  # fmt: skip
     """LRAI and raw ONNX Runtime in turns; raw in the combination that was fastest in a first try."""
-    model = models / requests.model / "1" / "model.onnx"
+    model = models / requests.model / "1" / variant / "model.onnx"
     shape = "x".join(map(str, requests.shape[1:]))
     seconds = 4.0 if bench.quick else 10.0
     best = _raw(model, requests.datatype, shape, rows, [1, 2], 1.0 if bench.quick else 2.0)[0]
@@ -236,6 +237,21 @@ def resnet(bench: Bench) -> Outcome:
     outcome = bench.outcome("resnet", title, bench.few)
     requests = load.Requests("resnet50", "pixels", "UINT8", (1, 224, 224, 3))
     _against_raw(bench, outcome, requests, models, [1, 4, 8, 16], 0.92)
+    return outcome
+
+
+def resnet_int8(bench: Bench) -> Outcome:
+    models = bench.model("resnet50", lambda path: nets.resnet50(path, 1), "resnet50-int8")
+    folder = models / "resnet50" / "1"
+    if not (folder / "variants" / "int8").is_dir():
+        bench.say("compiling ResNet-50")
+        lrai = Path(sys.executable).with_name("lrai")
+        command = [lrai, "compile", folder, "--agreement-min", "0"]  # of random weights nothing agrees
+        subprocess.run(command, check=True, capture_output=True, timeout=900)
+        (folder / "model.toml").write_text('[variants]\nprefer = ["int8"]\n')
+    outcome = bench.outcome("resnet-int8", "The same compiled to int8, served by `prefer`", bench.few)
+    requests = load.Requests("resnet50", "pixels", "UINT8", (1, 224, 224, 3))
+    _against_raw(bench, outcome, requests, models, [1, 4, 8, 16], 0.92, "variants/int8")
     return outcome
 
 
