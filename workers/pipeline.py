@@ -90,7 +90,7 @@ class Children:
     def coalesce(self, priority: str, instance: int) -> None:
         args = (self.settings, self.key, self.specs, priority, instance, self._port())
         ids = clients.LaneIds.of(self.settings, f"coalesce-{priority}", instance)
-        nice = roles.BACKGROUND_NICE if priority == "bulk" else 0
+        nice = roles.BULK_NICE if priority == "bulk" else 0
         self._add(ids.member, roles.coalesce, args, 1, ids.transactional, nice=nice)
 
     def work(self, spec: ModelSpec, instance: int) -> None:
@@ -103,7 +103,7 @@ class Children:
     def audit(self, instance: int) -> None:
         ids = clients.LaneIds.of(self.settings, "audit", instance)
         args = (self.settings, self.key, instance, self._port())
-        self._add(ids.member, roles.audit, args, 1, (), nice=roles.BACKGROUND_NICE)
+        self._add(ids.member, roles.audit, args, 1, ())
 
     def _port(self) -> int:
         port = self.port

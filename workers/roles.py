@@ -40,7 +40,7 @@ from workers.turns import Turns
 from workers.variants import Choice, Loaded
 
 SWITCH_S = 0.0005  # Python's 5 ms between threads would add up along a window
-BACKGROUND_NICE = 10  # bulk and audit: nobody waits for them
+BULK_NICE = 10
 AUDIT_RECORDS_MAX = 500
 AUDIT_BYTES_MAX = 4 * 1024 * 1024
 AUDIT_WINDOW_S = 0.2
