@@ -43,12 +43,6 @@ _START_S_MAX = 60.0
 _FORK_S_MAX = 2.0
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-_MALLOC = {
-    "MALLOC_ARENA_MAX": "2",  # else each thread keeps what it once needed
-    # else the memory of a large window goes back to the system after it, page by page: half the time of coalesce there
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
-}
 _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from workers.template import serve; serve()"
 
 
@@ -77,7 +71,7 @@ class Template:
                 [sys.executable, "-c", _BOOT, *argv],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env={**_MALLOC, **os.environ},
+                env={"MALLOC_ARENA_MAX": "2", **os.environ},  # else each thread keeps what it once needed
             )
         try:
             kind, _, _ = self._answer(time.monotonic() + _START_S_MAX)
