@@ -173,7 +173,7 @@ class Lane:
         size = len(self.collected[0].value() or b"")
         wait = 0.0
         while len(self.collected) < limits.records_max and size < limits.bytes_max:
-            mean = max(1, size // len(self.collected))
+            mean = max(1, size // max(1, len(self.collected)))  # none where all of it was revoked meanwhile
             # a few times what is there, as the first records say little about the size of the next ones
             few = min(SLICE, RAMP * len(self.collected), limits.records_max - len(self.collected))
             most = max(1, min(few, (limits.bytes_max - size) // mean))

@@ -273,6 +273,15 @@ def test_revoked_in_the_middle_of_a_window() -> None:
     assert sorted(sink.places) == all_places(log)
 
 
+def test_revoked_whole_while_the_window_is_open() -> None:
+    log = log_of(range(3))
+    sink = start(log)
+    log.steps[2] = lambda it: it.revoke((TOPIC, 0))
+    log.steps[9] = lambda it: it.assign((TOPIC, 0))
+    run(log, sink, LaneLimits(0.002, 900, 100_000))
+    assert sorted(sink.places) == all_places(log)
+
+
 def test_a_window_of_revoked_partitions_alone_is_none() -> None:
     log = log_of(range(3))
     sink = start(log)
