@@ -22,7 +22,6 @@ from streams.window import Outcome, Range, Window
 
 IDLE_S = 0.2
 SLICE = 500  # records taken at a time, so that the bytes of a window are bounded
-RAMP = 4
 DISCARDS_MAX = 20
 DISCARD_S = 0.005
 DISCARD_S_MAX = 0.5
@@ -174,8 +173,8 @@ class Lane:
         wait = 0.0
         while len(self.collected) < limits.records_max and size < limits.bytes_max:
             mean = max(1, size // max(1, len(self.collected)))  # none where all of it was revoked meanwhile
-            # a few times what is there, as the first records say little about the size of the next ones
-            few = min(SLICE, RAMP * len(self.collected), limits.records_max - len(self.collected))
+            # no more than what is there, as the first records say little about the size of the next ones
+            few = min(SLICE, max(1, len(self.collected)), limits.records_max - len(self.collected))
             most = max(1, min(few, (limits.bytes_max - size) // mean))
             got = self._take(most, wait)
             self.collected += got

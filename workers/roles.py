@@ -44,7 +44,7 @@ SWITCH_S = 0.0005  # Python's 5 ms between threads would add up along a window
 BULK_NICE = 10
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 AUDIT_RECORDS_MAX = 500
-AUDIT_BYTES_MAX = 4 * 1024 * 1024
+AUDIT_BYTES_MAX = 2 * 1024 * 1024
 AUDIT_WINDOW_S = 0.2
 WATCH_S = 0.2
 LINGER_S = 2.0
@@ -187,7 +187,7 @@ def _lane(
     settings: Settings, name: str, ids: clients.LaneIds, sources: Sequence[str], *, function: Function, sink: Sink,
     limits: LaneLimits, beat: Callable[[], None], assigned: Callable[[], None],
 ) -> Lane:  # fmt: skip
-    config, lane_meters = clients.consumer(settings, ids), LaneMeters(name)
+    config, lane_meters = clients.consumer(settings, ids, limits.bytes_max), LaneMeters(name)
     return Lane(name, config, sources, function, sink, limits, lane_meters, beat, assigned, settings.leave)
 
 

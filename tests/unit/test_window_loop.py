@@ -383,5 +383,5 @@ def test_any_order_of_trouble_loses_and_doubles_nothing(seed: int) -> None:
     log.steps[1] = lambda it: it.assign(*it.records)
     log.steps[200] = everything_back
     sink.fails = [Discarded("aborted") for _ in range(5)]
-    run(log, sink, LaneLimits(0.0, rnd.choice((5, 40, 1000)), 10_000), until=400)
+    run(log, sink, LaneLimits(0.0, rnd.choice((5, 40, 1000)), 10_000), until=800)
     assert sorted(sink.places) == all_places(log)
