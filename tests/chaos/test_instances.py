@@ -116,8 +116,8 @@ def writer(settings: Settings, key: bytes, stop: threading.Event) -> Lane:
     sink = StoreSink(Store(settings.store, key), names[1], lambda: None)
     limits = LaneLimits(0.05, 200, 1024 * 1024)
     return Lane(
-        "by-mistake", clients.consumer(settings, ids, 1024 * 1024), names, nothing_more, sink, limits, LaneMeters("by-mistake"),
-        lambda: None, lambda: None,
+        "by-mistake", clients.consumer(settings, ids, limits.bytes_max), names, nothing_more, sink, limits,
+        LaneMeters("by-mistake"), lambda: None, lambda: None,
     )  # fmt: skip
 
 
