@@ -271,7 +271,7 @@ def _join(threads: Sequence[threading.Thread], lanes: Sequence[Lane], errors: li
     while any(thread.is_alive() for thread in threads):
         next(thread for thread in threads if thread.is_alive()).join(WATCH_S)
         now = time.monotonic()
-        rounds = rounds + 1 if any(lane.stuck(now) for lane in lanes) else 0
+        rounds = rounds + 1 if any([lane.stuck(now) for lane in lanes]) else 0
         if not errors and rounds > STUCK_ROUNDS:
             errors.append(Stuck())
         failed_at = failed_at or (now if errors else 0.0)
