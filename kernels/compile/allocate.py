@@ -6,7 +6,7 @@ errors were 0.86 to 1.27 times that (../shared/reference/kernels.md), hence the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -36,20 +36,7 @@ def under_error(choices: Choices[W], error_max: float) -> dict[str, Choice[W]]:
     >>> {name: each.width for name, each in under_error({"a": two, "b": two}, 1.0).items()}
     {'a': 8, 'b': 32}
     """
-    chosen = {name: min(each, key=lambda one: (one.square, one.file_bytes)) for name, each in choices.items()}
-    spent = sum(each.square for each in chosen.values())
-    while True:
-        moves = [
-            (_ratio(chosen[name].file_bytes - one.file_bytes, one.square - chosen[name].square), name, one)
-            for name, each in choices.items()
-            for one in each
-            if one.file_bytes < chosen[name].file_bytes and spent + one.square - chosen[name].square <= error_max**2
-        ]
-        if not moves:
-            return chosen
-        _, name, one = max(moves, key=lambda move: move[0])
-        spent += one.square - chosen[name].square
-        chosen[name] = one
+    return _greedy(choices, lambda one: one.file_bytes, lambda one: one.square, error_max**2)
 
 
 def under_bytes(choices: Choices[W], bytes_max: int) -> dict[str, Choice[W]]:
@@ -60,25 +47,33 @@ def under_bytes(choices: Choices[W], bytes_max: int) -> dict[str, Choice[W]]:
     >>> {name: each.width for name, each in under_bytes({"a": a, "b": b}, 450).items()}
     {'a': 4, 'b': 32}
     """
-    chosen = {name: min(each, key=lambda one: (one.file_bytes, one.square)) for name, each in choices.items()}
-    used = sum(each.file_bytes for each in chosen.values())
-    while True:
-        moves = [
-            (_ratio(chosen[name].square - one.square, one.file_bytes - chosen[name].file_bytes), name, one)
-            for name, each in choices.items()
-            for one in each
-            if one.square < chosen[name].square and used + one.file_bytes - chosen[name].file_bytes <= bytes_max
-        ]
-        if not moves:
-            return min([chosen, *_uniform(choices, bytes_max)], key=lambda each: _square(each))
-        _, name, one = max(moves, key=lambda move: move[0])
-        used += one.file_bytes - chosen[name].file_bytes
-        chosen[name] = one
+    found = _greedy(choices, lambda one: one.square, lambda one: one.file_bytes, bytes_max)
+    return min([found, *_uniform(choices, bytes_max)], key=_square)
 
 
 def joint(chosen: Mapping[str, Choice[W]]) -> float:
     """The error predicted for all together."""
     return float(_square(chosen) ** 0.5)
+
+
+def _greedy(
+    choices: Choices[W], gained: Callable[[Choice[W]], float], cost: Callable[[Choice[W]], float], cost_max: float
+) -> dict[str, Choice[W]]:
+    """From the least cost everywhere, always the move that lowers `gained` most for its cost, while one fits."""
+    chosen = {name: min(each, key=lambda one: (cost(one), gained(one))) for name, each in choices.items()}
+    spent = sum(map(cost, chosen.values()))
+    while True:
+        moves = [
+            (_ratio(gained(chosen[name]) - gained(one), cost(one) - cost(chosen[name])), name, one)
+            for name, each in choices.items()
+            for one in each
+            if gained(one) < gained(chosen[name]) and spent + cost(one) - cost(chosen[name]) <= cost_max
+        ]
+        if not moves:
+            return chosen
+        _, name, one = max(moves, key=lambda move: move[0])
+        spent += cost(one) - cost(chosen[name])
+        chosen[name] = one
 
 
 def _uniform(choices: Choices[W], bytes_max: int) -> list[dict[str, Choice[W]]]:

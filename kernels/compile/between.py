@@ -55,7 +55,9 @@ class Between:
         for feed, wanted in zip(self.batches(), self._wanted, strict=True):
             found = self._decided(feed, rows.answered(session, feed, requests_per_run))
             changed += sum(a != b for a, b in zip(found, wanted, strict=True) if b is not None)
-            if doubt(changed, seen, fresh, self._agreement_min) > DOUBT_MAX:
+            # that none at all of the next rows changes, no number of rows can promise
+            exact = self._agreement_min == 1
+            if changed if exact else doubt(changed, seen, fresh, self._agreement_min) > DOUBT_MAX:
                 share = f"more than {1 - self._agreement_min:.0%} of {fresh} new ones may"
                 raise Refused(f"{changed} or more of {seen} decisions on and between the judging rows change: {share}")
 
@@ -65,10 +67,11 @@ class Between:
         at, total, fixed = 0, len(self._known), self._spec.rows_fixed
         for group in self._groups:
             size, step = rows.count([group]), rows.run_rows(group, fixed)
-            one, other = _pairs(self._known[at : at + size], -(-self._rows * size // total), rng)
+            n = -(-self._rows * size // total)
+            n += -n % step if fixed else 0
+            one, other = _pairs(self._known[at : at + size], n, rng)
             at += size
-            end = len(one) - len(one) % step if fixed else len(one)
-            for start in range(0, end, step):
+            for start in range(0, n, step):
                 a, b = one[start : start + step], other[start : start + step]
                 share = np.random.default_rng(start).random(len(a))
                 yield {name: _blend(array[a], array[b], share, start) for name, array in group.items()}
@@ -82,7 +85,8 @@ def _pairs(decided: Decided, n: int, rng: np.random.Generator) -> tuple[Array, A
     words: Array = np.unique([str(each) for each in decided], return_inverse=True)[1]
     drawn = rng.integers(0, len(words), (2, _DRAWN * n))
     alike = words[drawn[0]] == words[drawn[1]]
-    chosen = np.concatenate([np.flatnonzero(alike)[: n // 2], np.flatnonzero(~alike)[: n - n // 2]])
+    halves = [np.flatnonzero(alike)[: n // 2], np.flatnonzero(~alike)[: n - n // 2]]
+    chosen = np.concatenate([*halves, np.arange(n)])[:n]  # any, where there are too few
     one, other = drawn[:, rng.permutation(chosen)]
     return one, other
 

@@ -166,12 +166,7 @@ class _Compilation:
     def _feeds(self) -> list[Tensors]:
         """As many calibration rows as take about a second in one run: methods and widths are compared on them."""
         most = max(self.spec.rows_fixed or 1, rows.ROWS_MIN, min(_BENCH_ROWS, int(_BENCH_S / self.row_s)))
-        feeds = list(rows.batches(rows.first(self.rows.calibrate, most), self.spec.rows_fixed))
-        if not feeds:
-            raise NotCompiled(
-                f"{self.spec.path}: takes {self.spec.rows_fixed} rows a run; give at least twice as many"
-            )
-        return feeds
+        return list(rows.batches(rows.first(self.rows.calibrate, most), self.spec.rows_fixed))
 
     def _try(self, candidate: Candidate) -> None:
         """Writes, loads and judges it; a reason where it must not serve."""
@@ -272,26 +267,14 @@ class _Compilation:
         feed = {name: np.resize(array, (found.best_rows, *array.shape[1:])) for name, array in self.batches[0].items()}
         names = ("model.onnx", *each.external)
         return Manifest(
-            name=candidate.name,
-            kind=candidate.kind,
-            bits=candidate.bits,
-            original_sha256=self.spec.sha256,
-            model_sha256=manifest.sha256(each.folder, names),
-            calibration=Calibration(self.rows.source, self.rows.sha256, self.rows.calibrate_rows),
-            compiler=version("lrai"),
-            runtime=onnxruntime.__version__,
-            cpu_features=devices.cpu_features(),
-            provider="CPUExecutionProvider",
-            provider_options={},
-            session=candidate.options,
-            requests_per_run=candidate.requests_per_run,
-            profile=found,
+            candidate.name, candidate.kind, candidate.bits, self.spec.sha256, manifest.sha256(each.folder, names),
+            Calibration(self.rows.source, self.rows.sha256, self.rows.calibrate_rows),
+            version("lrai"), onnxruntime.__version__, devices.cpu_features(), "CPUExecutionProvider", {},
+            session=candidate.options, requests_per_run=candidate.requests_per_run, profile=found,
             file_bytes=_file_bytes(each.folder, each.external),
             memory_bytes=measure.memory_bytes(each.spec, candidate.options, feed),
-            error=each.error,
-            layers=candidate.layers,
-            golden=golden,
-        )
+            error=each.error, layers=candidate.layers, golden=golden,
+        )  # fmt: skip
 
     def _golden(self, each: _Written) -> Golden:
         """Some rows and the variant's own answers to them, in one run."""

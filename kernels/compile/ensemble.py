@@ -12,18 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import (
-    GraphProto,
-    ModelProto,
-    NodeProto,
-    TensorProto,
-    ValueInfoProto,
-    compose,
-    helper,
-    inliner,
-    numpy_helper,
-    version_converter,
-)
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, compose, helper, inliner
 
 from kernels import graph as graphs
 from kernels import settings
@@ -145,7 +134,7 @@ def _loaded(path: Path, facts: Graph) -> ModelProto:
 def _constant(node: NodeProto) -> TensorProto | None:
     """Its value as a weight; None for forms that stay a node."""
     value = attributes(node).get("value")
-    return tensor(node.output[0], numpy_helper.to_array(value)) if value is not None else None
+    return tensor(node.output[0], onnx.numpy_helper.to_array(value)) if value is not None else None
 
 
 def _opsets(model: ModelProto) -> dict[str, int]:
@@ -174,7 +163,7 @@ def _raised(model: ModelProto, opsets: dict[str, int], name: str) -> ModelProto:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                model = version_converter.convert_version(model, version)
+                model = onnx.version_converter.convert_version(model, version)
         except (RuntimeError, ValueError) as err:
             raise BadEnsemble(f"{what}, and cannot be converted ({str(err).splitlines()[0][:200]}); {fix}") from None
     return model
@@ -282,5 +271,5 @@ def _content(weight: TensorProto) -> object:
     """Equal for equal weights, and for nothing else."""
     if weight.data_type == TensorProto.STRING:
         return tuple(weight.dims), tuple(weight.string_data)
-    array = np.ascontiguousarray(numpy_helper.to_array(weight))
+    array = np.ascontiguousarray(onnx.numpy_helper.to_array(weight))
     return weight.data_type, tuple(weight.dims), hashlib.sha256(array.tobytes()).digest()

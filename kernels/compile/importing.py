@@ -149,7 +149,7 @@ def _plain(net: Net) -> Net:
 
 def _gemms(net: Net) -> Net:
     """MatMul of a matrix and Add of a constant row as one Gemm, which carries its bias."""
-    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in _values(inferred(net))}
+    ranks = inferred(net).ranks
     nodes: list[NodeProto] = []
     added: dict[str, Array] = {}
     merged: set[int] = set()
@@ -169,8 +169,3 @@ def _gemms(net: Net) -> Net:
         nodes.append(helper.make_node("Gemm", [*node.input, wide], list(add.output), name=node.name))
         merged.add(id(add))
     return net.rebuilt([node for node in nodes if id(node) not in merged], added)
-
-
-def _values(net: Net) -> list[onnx.ValueInfoProto]:
-    graph = net.model.graph
-    return [each for each in [*graph.value_info, *graph.input] if each.type.tensor_type.HasField("shape")]

@@ -67,7 +67,7 @@ class WeightLayer:
 def find(net: Net) -> tuple[list[WeightLayer], list[Reason]]:
     """The layers in their order, and why others are none."""
     layers, reasons = [], []
-    ranks = _ranks(inferred(net))
+    ranks = inferred(net).ranks
     for node in net.nodes:
         if node.op_type not in _LAYERS:
             continue
@@ -170,15 +170,6 @@ def _from_zero(net: Net, node: NodeProto) -> bool:
 def _is_float(net: Net, name: str) -> bool:
     kinds = {each.name: each.type.tensor_type.elem_type for each in net.model.graph.input}
     return kinds.get(name, TensorProto.FLOAT) == TensorProto.FLOAT and net.weight(name) is None
-
-
-def _ranks(net: Net) -> dict[str, int]:
-    graph = net.model.graph
-    return {
-        each.name: len(each.type.tensor_type.shape.dim)
-        for each in [*graph.value_info, *graph.input, *graph.output]
-        if each.type.tensor_type.HasField("shape")
-    }
 
 
 def _layer(net: Net, node: NodeProto, ranks: dict[str, int]) -> WeightLayer | str:

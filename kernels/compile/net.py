@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cached_property
+from graphlib import TopologicalSorter
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,13 @@ class Net:
         """Of ai.onnx."""
         return max((each.version for each in self.model.opset_import if each.domain in ("", "ai.onnx")), default=0)
 
+    @cached_property
+    def ranks(self) -> dict[str, int]:
+        """The dimensions of the tensors whose shape is stated: see `inferred`."""
+        graph = self.model.graph
+        values = [*graph.input, *graph.value_info, *graph.output]
+        return {v.name: len(v.type.tensor_type.shape.dim) for v in values if v.type.tensor_type.HasField("shape")}
+
     def weight(self, name: str) -> Array | None:
         """The constant of that name, None where it is computed."""
         if name not in self._weights:
@@ -70,8 +78,7 @@ class Net:
         graph.output.extend(self.model.graph.output)
         kept = _needed(list(nodes), self.outputs)
         taken = {name for node in kept for name in node.input}
-        known = {*self.inputs, *self._weights, *(weights or {}), ""}
-        graph.node.extend(_ordered(kept, known))
+        graph.node.extend(_ordered(kept))
         new = weights or {}
         graph.initializer.extend(
             each for each in self.model.graph.initializer if each.name in taken and each.name not in new
@@ -127,28 +134,11 @@ def _needed(nodes: list[NodeProto], outputs: list[str]) -> list[NodeProto]:
     return [node for place, node in enumerate(nodes) if place in wanted]
 
 
-def _ordered(nodes: list[NodeProto], known: set[str]) -> list[NodeProto]:
-    """So that each comes behind what it takes; otherwise as given."""
-    producer = {name: node for node in nodes for name in node.output if name}
-    done: set[int] = set()
-    ordered: list[NodeProto] = []
-    for root in nodes:
-        stack = [root]
-        while stack:
-            node = stack[-1]
-            open_nodes = [
-                producer[name]
-                for name in node.input
-                if name not in known and name in producer and id(producer[name]) not in done
-            ]
-            if open_nodes:
-                stack += open_nodes
-                continue
-            stack.pop()
-            if id(node) not in done:
-                done.add(id(node))
-                ordered.append(node)
-    return ordered
+def _ordered(nodes: list[NodeProto]) -> list[NodeProto]:
+    """So that each comes behind what it takes."""
+    maker = {name: place for place, node in enumerate(nodes) for name in node.output if name}
+    takes = {place: [maker[name] for name in node.input if name in maker] for place, node in enumerate(nodes)}
+    return [nodes[place] for place in TopologicalSorter(takes).static_order()]
 
 
 def _declare(model: ModelProto) -> None:

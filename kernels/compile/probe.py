@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from kernels.compile import qdq, ranges
+from kernels.compile import qdq, ranges, rows
 from kernels.compile.allocate import Choice
 from kernels.compile.candidates import STATIC, Bench
 from kernels.compile.layers import FLOAT, Plan, WeightLayer, Width, eight_bit_tensors, places, weight_of
@@ -114,15 +114,10 @@ class _Probe:
         share = budget_s / max(trials * took, 1e-9)
         if share >= 1:
             return
-        kept: list[Tensors] = []
-        for feed in self.feeds[: max(1, int(len(self.feeds) * share) + 1)]:
-            n = len(next(iter(feed.values())))
-            most = n if self.made.spec.rows_fixed else max(_ROWS_MIN, int(n * share * len(self.feeds)))
-            kept.append({name: array[:most] for name, array in feed.items()})
-            if most < n:
-                break
-        self.feeds = kept
-        self.answers = [self.runner.run(feed) for feed in kept]
+        few = max(_ROWS_MIN, int(rows.count(self.feeds) * share))
+        whole = self.feeds[: max(1, int(len(self.feeds) * share))]
+        self.feeds = whole if self.made.spec.rows_fixed else rows.first(self.feeds, few)
+        self.answers = [self.runner.run(feed) for feed in self.feeds]
 
     def error(self, changed: Tensors) -> float:
         """With these defaults replaced."""

@@ -5,7 +5,7 @@ q = saturate(round_half_even(x / scale) + zero_point), x' = (q - zero_point) * s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +15,7 @@ from kernels.compile.net import Array, Net
 from kernels.compile.runtime import NotCompiled, Runner, Tensors
 
 SAMPLE_MAX = 16_384  # values of a tensor that are kept
-HELD_BYTES_MAX = 128 << 20  # of the tensors looked at in one run
+HELD_ROWS = 4  # whose tensors are looked at in one run
 _SHRINKS = np.linspace(0.2, 1.0, 33)
 _SHRINKS_4 = np.linspace(0.6, 1.0, 17)
 METHODS = ("range", "percentile", "mse")
@@ -70,7 +70,7 @@ def observe(net: Net, tensors: Iterable[str], batches: Sequence[Tensors]) -> dic
     if not names or not batches:
         return seen
     runner = Runner(model) if computed else None
-    parts = list(_parts(batches, runner, computed))
+    parts = _parts(net, batches)
     for feed in parts:
         values = runner.run(feed, computed) if runner else {}
         for name in names:
@@ -81,24 +81,14 @@ def observe(net: Net, tensors: Iterable[str], batches: Sequence[Tensors]) -> dic
     return seen
 
 
-def _parts(batches: Sequence[Tensors], runner: Runner | None, names: list[str]) -> Iterator[Tensors]:
-    """The batches in runs whose tensors take a bounded memory."""
-    one = {name: array[:1] for name, array in batches[0].items()}
-    # a graph that fixes its rows takes whole batches only
-    whole = not runner or any(len(next(iter(each.values()))) == 1 for each in batches[:1])
-    size = 0 if whole or runner is None else _bytes_of(runner, one, names)
-    for feed in batches:
-        n = len(next(iter(feed.values())))
-        step = min(n, max(1, HELD_BYTES_MAX // size)) if size else n
-        for at in range(0, n, step):
-            yield {name: array[at : at + step] for name, array in feed.items()}
-
-
-def _bytes_of(runner: Runner, feed: Tensors, names: list[str]) -> int:
-    try:
-        return sum(array.nbytes for array in runner.run(feed, names).values())
-    except NotCompiled:
-        return 0
+def _parts(net: Net, batches: Sequence[Tensors]) -> list[Tensors]:
+    """The batches in runs of few rows, as all tensors are held at once; whole where the graph fixes its rows."""
+    fixed = any(size.dim_value for each in net.model.graph.input for size in each.type.tensor_type.shape.dim[:1])
+    return [
+        {name: array[at : at + HELD_ROWS] for name, array in feed.items()} if not fixed else feed
+        for feed in batches
+        for at in range(0, 1 if fixed else len(next(iter(feed.values()))), HELD_ROWS)
+    ]
 
 
 def scale_of(seen: Seen, method: str) -> Scale:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from kernels.compile.net import Array, Net, attributes
+from kernels.compile.net import Array, Net
 from kernels.compile.runtime import NotCompiled, Tensors, joined
 from kernels.session import Session
 from kernels.spec import ModelSpec, TensorSpec
@@ -197,11 +197,8 @@ def _stated(name: str, net: Net | None) -> tuple[Array, Array]:
     """Mean and spread of an input as the Scaler behind it states them: (x - mean) * (1 / spread)."""
     node = next((each for each in (net.consumers.get(name, []) if net else [])), None)
     one, zero = np.ones(1), np.zeros(1)
-    if net is None or node is None or node.op_type not in ("Sub", "Scaler"):
+    if net is None or node is None or node.op_type != "Sub":
         return zero, one
-    if node.op_type == "Scaler":
-        stated = attributes(node)
-        return np.array(stated.get("offset", [0.0])), 1 / np.maximum(np.abs(stated.get("scale", [1.0])), 1e-30)
     offset = net.weight(node.input[1])
     following = net.only_consumer(node.output[0])
     if offset is None:

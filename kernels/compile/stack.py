@@ -11,10 +11,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-import onnx
 from onnx import NodeProto, helper
 
-from kernels.compile.net import Array, Net, attributes, renamed
+from kernels.compile.net import Array, Net, attributes, inferred, renamed
 
 OPSET_MIN = 13  # Softmax along one axis
 WEIGHTS_MAX = 8_192  # of one product; the runtime packs a plain weight once, a batched one again in each run
@@ -52,7 +51,7 @@ class _Plan:
     def __init__(self, net: Net, members: Sequence[Sequence[NodeProto]], weights_max: int) -> None:
         self._net, self._weights_max = net, weights_max
         self.groups = list(_groups(net, members))
-        self.ranks = _ranks(net)
+        self.ranks = inferred(net).ranks
         self.once: set[int] = set()
         self.batched: set[int] = set()
         self.alias: dict[str, str] = {}  # a tensor that equals one of the first member
@@ -253,15 +252,6 @@ def _source(net: Net, name: str) -> object:
     """What a tensor is that no node of the member makes: a constant of some shape, or an input."""
     array = net.weight(name) if name else None
     return name if array is None else (str(array.dtype), array.shape)
-
-
-def _ranks(net: Net) -> dict[str, int]:
-    graph = onnx.shape_inference.infer_shapes(net.model).graph
-    return {
-        each.name: len(each.type.tensor_type.shape.dim)
-        for each in [*graph.input, *graph.value_info, *graph.output]
-        if each.type.tensor_type.HasField("shape")
-    }
 
 
 def _aligned(arrays: Array, rank: int) -> Array:

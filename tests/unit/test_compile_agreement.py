@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from math import comb
 from pathlib import Path
@@ -61,12 +62,14 @@ def linear(path: Path, weight: float) -> Session:
     return Session(load_model(path.parents[2], path.parents[1].name, path.parent.name), 1)
 
 
-def judged(original: Session, other: Session, features: Array) -> tuple[Between, Comparison]:
+def judged(
+    original: Session, other: Session, features: Array, agreement_min: float = 0.99
+) -> tuple[Between, Comparison]:
     feed = {"x": features}
     wanted = original.run(feed)
     compared = Comparison(original.spec)
     compared.update(wanted, other.run(feed))
-    return Between(original.spec, [feed], [wanted], 1e-5, 0.99), compared
+    return Between(original.spec, [feed], [wanted], 1e-5, agreement_min), compared
 
 
 def test_what_real_rows_do_not_see_is_seen_between_them(tmp_path: Path) -> None:
@@ -121,6 +124,28 @@ def test_ids_are_mixed_and_bytes_blended(tmp_path: Path) -> None:
     assert len(np.unique(found["ids"], axis=0)) > 150
     assert found["pixels"].dtype == np.uint8
     assert np.array_equal(found["pixels"][:, 0], found["pixels"][:, 1])
+
+
+def test_no_change_at_all_and_few_rows(tmp_path: Path) -> None:
+    """1 asks that nothing changes, 0 asks nothing; the few rows of a very slow model promise nothing."""
+    original, turned = linear(tmp_path / "a/1/model.onnx", 0.0), linear(tmp_path / "b/1/model.onnx", 1e-3)
+    between, compared = judged(original, original, ROWS, 1.0)
+    between.check(original, original, 0, compared)
+    with pytest.raises(Refused, match="decisions on and between"):
+        between.check(original, turned, 0, compared)
+    feed = {"x": ROWS}
+    slow = Between(original.spec, [feed], [original.run(feed)], 10.0, 0.99)
+    with pytest.raises(Refused, match="0 or more of 66 decisions"):
+        slow.check(original, original, 0, compared)
+    Between(original.spec, [feed], [original.run(feed)], 10.0, 0.0).check(original, turned, 0, compared)
+
+
+def test_a_graph_that_fixes_its_rows_gets_whole_runs(tmp_path: Path) -> None:
+    original = linear(tmp_path / "a/1/model.onnx", 0.0)
+    spec = replace(original.spec, rows_fixed=60)
+    constant = {"label": np.zeros(60, np.int64)}  # no two rows decide differently
+    batches = list(Between(spec, [{"x": ROWS}], [constant], 1e-2, 0.99).batches())
+    assert [len(each["x"]) for each in batches] == [60] * 8
 
 
 def test_a_model_that_decides_nothing_needs_none(tmp_path: Path) -> None:
