@@ -32,7 +32,7 @@ class Region:
 
         A row on a cut counts to the side below it.
         """
-        flat = rows.reshape(len(rows), -1)
+        flat = rows.reshape(len(rows), len(self.low))
         with np.errstate(over="ignore", invalid="ignore"):
             x = flat.astype(np.float32, copy=False)
             inside: npt.NDArray[np.bool_] = np.all((x >= self.low) & (x <= self.high), axis=1)

@@ -15,7 +15,7 @@ import onnx
 
 from infra.commands import certifying
 from kernels import gate, manifest
-from kernels.compile import folding, importing, layers
+from kernels.compile import importing, layers
 from kernels.compile.compiler import Tried
 from kernels.compile.layers import WeightLayer
 from kernels.compile.net import Array, Net
@@ -128,8 +128,8 @@ def _fewest(spec: ModelSpec, rows: Rows, deadline: float) -> str:
     """The fewest bits of weights alone, by halving, with which it is proved that the model stays within epsilon."""
     try:
         net = importing.read(spec).net
-        found = None if net is None else layers.find(folded := folding.fold(folding.labels(net))[0])[0]
-        if not found or len(spec.inputs) != 1:
+        found = [] if net is None else layers.find(net)[0]
+        if net is None or not found or len(spec.inputs) != 1:
             return ""
         flat = np.concatenate([each[spec.inputs[0].name] for each in rows.calibrate]).astype(np.float64)
         flat = flat.reshape(len(flat), -1)
@@ -138,7 +138,7 @@ def _fewest(spec: ModelSpec, rows: Rows, deadline: float) -> str:
             path = Path(folder) / "model.onnx"
             while least <= most and (left_s := deadline - time.monotonic()) > 0:
                 bits = (least + most) // 2
-                onnx.save(_rounded(folded, found, bits).model, path)
+                onnx.save(_rounded(net, found, bits).model, path)
                 probes = 1 + (most - least).bit_length()
                 outcome = verify.certify(
                     Path(spec.path), path, flat.min(0), flat.max(0), spec.epsilon_max, left_s / probes
@@ -148,9 +148,9 @@ def _fewest(spec: ModelSpec, rows: Rows, deadline: float) -> str:
     except (LraiError, OSError, MemoryError, ValueError) as err:
         return f"how many bits could be proved is not known: {err}"
     if not proved:
-        return f"weights of {least - 1} bits are not proved either, in this time" if least > BITS_MIN else ""
-    fewer = "all that were tried" if proved == BITS_MIN else f"of {least - 1} not, in this time"
-    return f"weights of {proved} bits with floats between the layers are proved, {fewer}"
+        return f"nor would {least - 1} bits for each weight be proved in this time" if least > BITS_MIN else ""
+    fewer = f"; {proved - 1} bits were not, in this time" if least == proved else ""
+    return f"{proved} bits for each weight would be proved, with floats between the layers{fewer}"
 
 
 def _rounded(net: Net, found: list[WeightLayer], bits: int) -> Net:
