@@ -117,15 +117,15 @@ def _compile(folder: Path) -> None:
     spec = compiling.spec_of(folder)
     rows = compiling.rows_of(folder / "rows.npy", spec, ())
     compiled = compiler.compile_model(spec, rows, compiler.Options(), lambda step: None)
-    names = [each.name for each in compiled.kept]
-    if SERVED in names:
-        certifying.certify(
-            folder / manifest.FOLDER / SERVED, spec, None, rows, spec.epsilon_max, "softmax", CERTIFY_S,
-            tests=TESTS, balls=0,
-        )  # fmt: skip
-        never = json.dumps([each for each in names if each != SERVED])
-        with (folder / "model.toml").open("a", encoding="utf-8") as file:
-            file.write(f'\n[variants]\nprefer = ["{SERVED}"]\nnever = {never}  # not certified\n')
+    never, prefer = [each.name for each in compiled.kept], list[str]()
+    if SERVED in never:
+        where, epsilon = folder / manifest.FOLDER / SERVED, spec.epsilon_max
+        found, _ = certifying.certify(where, spec, None, rows, epsilon, "softmax", CERTIFY_S, tests=TESTS, balls=0)
+        if found["verdict"] in ("PROVED", "STATISTICAL"):
+            never.remove(SERVED)
+            prefer.append(SERVED)
+    with (folder / "model.toml").open("a", encoding="utf-8") as file:
+        file.write(f"\n[variants]\nprefer = {json.dumps(prefer)}\nnever = {json.dumps(never)}  # not certified\n")
 
 
 def _network(*hidden: int) -> BaseEstimator:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -142,7 +141,7 @@ def _checked(path: Path, certificate: str) -> tuple[str, str, float]:
             raise ValueError("the file was replaced meanwhile")
         verdict, reason = str(report["verdict"]), str(report["reason"])
     except (subprocess.SubprocessError, *_BROKEN) as err:
-        killed = getattr(err, "returncode", -signal.SIGKILL) < 0
+        killed = isinstance(err, subprocess.TimeoutExpired) or getattr(err, "returncode", 0) < 0
         why = f"takes more than {CHECK_S_MAX} s" if killed else f"did not end well ({err})"
         verdict, reason = "UNKNOWN", f"its check {why}"
     return verdict, reason, time.monotonic() - began
