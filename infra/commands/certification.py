@@ -29,7 +29,7 @@ from schemas.errors import LraiError
 TESTS = 20_000
 BITS_MIN, BITS_MAX = 2, 16
 _SEARCH_SHARE = 0.3  # of the time, for the number of bits
-_GRACE_S = 2.0  # beyond the time that is given, before the process is killed
+_GRACE_S = 5.0  # beyond the time that is given, for its imports, before the process is killed
 
 Progress = Callable[[str], None]
 
@@ -103,7 +103,7 @@ def _work(pipe: Connection, spec: ModelSpec, ordered: list[Manifest], rows: Rows
         pipe.send(one)
     if not proved[0]:
         pipe.send("bits that can be proved")
-        pipe.send(_Found("", "", note=_fewest(spec, rows, began + budget_s)))
+        pipe.send(_Found("", "", note=fewest_bits(spec, rows, began + budget_s)))
 
 
 def _variant(spec: ModelSpec, each: Manifest, rows: Rows, budget_s: float) -> _Found:
@@ -124,7 +124,7 @@ def _variant(spec: ModelSpec, each: Manifest, rows: Rows, budget_s: float) -> _F
     return _Found(each.name, verdict, verdict == "PROVED")
 
 
-def _fewest(spec: ModelSpec, rows: Rows, deadline: float) -> str:
+def fewest_bits(spec: ModelSpec, rows: Rows, deadline: float) -> str:
     """The fewest bits of weights alone, by halving, with which it is proved that the model stays within epsilon."""
     try:
         net = importing.read(spec).net

@@ -163,7 +163,8 @@ def _show(found: dict[str, Any], outcome: Outcome, as_json: bool, folder: Path) 
               f" largest seen {facts['seen']:.4g}, {len(leaves)} boxes. {outcome.reason}")  # fmt: skip
     share = found["coverage"]["held_out"]
     if share is not None:
-        out.print(f"{share:.1%} of {found['coverage']['rows']} held-out rows are inside proved boxes")
+        out.print(f"{share:.1%} of {found['coverage']['rows']} held-out rows are inside proved boxes,"
+                  f" {found['coverage']['box']:.1%} inside the whole box")  # fmt: skip
     if balls := found["coverage"]["balls"]:
         out.print(f"balls of {BALL} of the range around {balls['rows']} held-out rows: {balls['proved']} proved,"
                   f" {balls['refuted']} refuted")  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from infra.commands.certification import Certified, certify
+from infra.commands.certification import Certified, certify, fewest_bits
 from kernels import gate, manifest
 from kernels.compile import rows
 from kernels.compile.compiler import Tried
@@ -22,6 +23,8 @@ from tests import nets
 from tests.variants import add
 
 FEATURES = 4
+PATIENT_S = 60.0  # none of what is proved needs it
+REFUTING_S = 20.0  # it is cut until then
 
 
 def rounded(bits: int, path: Path) -> None:
@@ -58,20 +61,31 @@ def kept(spec: ModelSpec) -> list[Tried]:
     return [Tried(name, "", each) for name, each in found.items()]
 
 
-def test_what_is_proved_and_what_is_not(spec: ModelSpec, given: Rows) -> None:
+def test_what_is_proved_is_named_and_serves(spec: ModelSpec, given: Rows) -> None:
     steps: list[str] = []
-    found = certify(spec, kept(spec), given, 20.0, steps.append)
-    assert found.shown == {"coarse": "REFUTED", "fine": "PROVED"}
-    smallest, refuted, bits = found.notes
-    assert smallest.startswith("fine is the smallest that is proved")
-    assert refuted.startswith("coarse: it is 0.") and refuted.endswith(f"coarse/{gate.FILE}")
-    number = int(bits.split()[0])
-    assert 3 < number <= 15 and f"{number - 1} bits were not" in bits
-    assert steps == ["coarse: certifying", "fine: certifying", "bits that can be proved"]
-    counterexample = json.loads((Path(spec.path).parent / "variants/coarse" / gate.FILE).read_text())["counterexample"]
-    assert len(counterexample["x"]) == FEATURES
+    found = certify(spec, kept(spec)[1:], given, PATIENT_S, steps.append)
+    assert found.shown == {"fine": "PROVED"}
+    assert found.notes == ("fine is the smallest that is proved: 0.0 kB, w15",)
+    assert steps == ["fine: certifying"]
     folder = Path(spec.path).parent / "variants/fine"
     assert gate.admit(spec, manifest.read(folder / manifest.MANIFEST), folder).kind == "proved"
+
+
+def test_what_is_refuted_shows_where(spec: ModelSpec, given: Rows) -> None:
+    steps: list[str] = []
+    found = certify(spec, kept(spec)[:1], given, REFUTING_S, steps.append)
+    assert found.shown == {"coarse": "REFUTED"}
+    assert steps == ["coarse: certifying", "bits that can be proved"]
+    assert found.notes[0].startswith("coarse: it is ") and found.notes[0].endswith(f"coarse/{gate.FILE}")
+    written = json.loads((Path(spec.path).parent / "variants/coarse" / gate.FILE).read_text())
+    assert len(written["counterexample"]["x"]) == FEATURES
+
+
+def test_how_many_bits_would_be_proved(spec: ModelSpec, given: Rows) -> None:
+    number, *rest = fewest_bits(spec, given, time.monotonic() + PATIENT_S).split()
+    assert 3 < int(number) <= 15
+    assert f"{int(number) - 1} bits were not" in " ".join(rest)
+    assert fewest_bits(spec, given, time.monotonic()) == ""
 
 
 def test_without_time_or_rows_there_is_no_certificate(spec: ModelSpec, given: Rows) -> None:
@@ -89,7 +103,7 @@ def test_what_has_no_certificate_says_why(spec: ModelSpec, given: Rows) -> None:
     alone = replace(fine.manifest, requests_per_run=1)
     alone.write(folder / manifest.MANIFEST)
     try:
-        found = certify(spec, [replace(fine, manifest=alone)], given, 4.0, lambda step: None)
+        found = certify(spec, [replace(fine, manifest=alone)], given, PATIENT_S, lambda step: None)
     finally:
         fine.manifest.write(folder / manifest.MANIFEST)
     assert found.shown == {"fine": "none"}
