@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-TESTS := $(wildcard tests/unit tests/integration tests/acceptance tests/chaos)
+REAL := $(wildcard tests/integration tests/acceptance tests/chaos)
 
 .PHONY: install demo test lint bench bench-kernels bench-peers clean
 
@@ -25,7 +25,8 @@ lint: install
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest $(TESTS) --durations=10
+	$(BIN)/python -m pytest tests/unit -n auto --dist loadfile --durations=10
+	$(BIN)/python -m pytest $(REAL) --durations=10
 
 bench: install
 	$(BIN)/python -m tests.bench

@@ -93,9 +93,9 @@ class StoreSink:
         self.known.update(found)
         return found
 
-    def stuck(self, now: float) -> bool:
+    def waits_s(self, now: float) -> float:
         """A store that takes its time is waited for; the heartbeats bound it."""
-        return False
+        return 0.0
 
     def close(self) -> None:
         self.store.close()

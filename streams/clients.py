@@ -40,8 +40,8 @@ def common(settings: Settings, client_id: str) -> dict[str, Any]:
     }
 
 
-def consumer(settings: Settings, ids: LaneIds) -> dict[str, Any]:
-    """A static member of its group that reads committed records only."""
+def consumer(settings: Settings, ids: LaneIds, bytes_ahead: int) -> dict[str, Any]:
+    """A static member of its group that reads committed records only, and fetches so many bytes ahead."""
     return {
         **common(settings, ids.member),
         "group.id": ids.group,
@@ -60,7 +60,7 @@ def consumer(settings: Settings, ids: LaneIds) -> dict[str, Any]:
         "fetch.queue.backoff.ms": 2,
         "fetch.message.max.bytes": 2 * 1024 * 1024,
         "receive.message.max.bytes": max(100_000_000, settings.record_bytes_max + 1024),
-        "queued.max.messages.kbytes": max(1, settings.window_bytes_max // 1024),
+        "queued.max.messages.kbytes": max(1, bytes_ahead // 1024),
     }
 
 

@@ -22,11 +22,12 @@ from streams.window import Outcome, Range, Window
 
 IDLE_S = 0.2
 SLICE = 500  # records taken at a time, so that the bytes of a window are bounded
-RAMP = 4
 DISCARDS_MAX = 20
 DISCARD_S = 0.005
 DISCARD_S_MAX = 0.5
 ADMIN_S = 5.0
+ASK_S = 1.0
+STUCK_S = 6.0
 LEAVE_S_MAX = 5.0
 TROUBLE_S = 60.0
 BACK_S = 1.0  # what was fetched before is still handed out after the loss
@@ -69,8 +70,8 @@ class Sink(Protocol):
         Raises Discarded, Fenced, or KafkaException when it cannot go on.
         """
 
-    def stuck(self, now: float) -> bool:
-        """Whether a call does not come to its end."""
+    def waits_s(self, now: float) -> float:
+        """Seconds that a call to Kafka lasts already; 0 when there is none."""
         ...
 
     def close(self) -> None: ...
@@ -174,8 +175,8 @@ class Lane:
         wait = 0.0
         while len(self.collected) < limits.records_max and size < limits.bytes_max:
             mean = max(1, size // max(1, len(self.collected)))  # none where all of it was revoked meanwhile
-            # a few times what is there, as the first records say little about the size of the next ones
-            few = min(SLICE, RAMP * len(self.collected), limits.records_max - len(self.collected))
+            # no more than what is there, as the first records say little about the size of the next ones
+            few = min(SLICE, max(1, len(self.collected)), limits.records_max - len(self.collected))
             most = max(1, min(few, (limits.bytes_max - size) // mean))
             got = self._take(most, wait)
             self.collected += got
@@ -334,18 +335,21 @@ class Lane:
         return Rejoins() if time.monotonic() - self.trouble_at < TROUBLE_S else Fenced()
 
     def stuck(self, now: float) -> bool:
-        """Whether a call of the sink does not come to its end though Kafka answers.
+        """Whether a call of the sink does not come to its end though Kafka answers; beats for a lane that waits.
 
-        librdkafka's send_offsets_to_transaction may wait for a group coordinator that went away, or try again for a
-        member that the group has replaced, without end.
+        librdkafka's send_offsets_to_transaction knows no end: it waits while Kafka is away, which is nothing to kill a
+        process for, but also for a group coordinator that moved, or for a member that the group has replaced.
         """
-        if not self.sink.stuck(now):
+        if not self.sink.waits_s(now):
+            return False
+        self.beat()
+        if self.sink.waits_s(now) < STUCK_S:
             return False
         try:
-            self.consumer.list_topics(self.topics[0], ADMIN_S)
+            self.consumer.list_topics(self.topics[0], ASK_S)
         except KafkaException:
             return False
-        return self.sink.stuck(time.monotonic())
+        return self.sink.waits_s(time.monotonic()) > STUCK_S
 
     def _error(self, error: KafkaError) -> None:
         if error.code() in FENCED_CODES or (not error.retriable() and error.fatal()):

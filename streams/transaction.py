@@ -17,7 +17,6 @@ CALL_S = 2.0
 OPEN_S_MAX = 300.0
 COMMIT_S_MAX = 120.0
 SAY_S = 5.0
-STUCK_S = 6.0
 SLICE = 256  # records between two chances for other threads
 T = TypeVar("T")
 
@@ -99,9 +98,10 @@ class KafkaSink:
             self._abort(err.args[0], beat, err)
         self.turn += 1
 
-    def stuck(self, now: float) -> bool:
-        """Whether a call, tried again and again, lasts far longer than any should."""
-        return 0 < self.calling < now - STUCK_S
+    def waits_s(self, now: float) -> float:
+        """Of a call that is tried again and again, too."""
+        calling = self.calling
+        return now - calling if calling else 0.0
 
     def close(self) -> None:
         """Nothing is open between windows."""

@@ -34,14 +34,19 @@ def grid(values: Array) -> list[int]:
 
 
 def paired(original: Net, variant: Net) -> tuple[dict[str, list[str]], list[Mate | None]]:
-    """Units in their order; a quantizer that the original has not with the tensor that it is of."""
+    """Units in their order; a quantizer that the original has not with the tensor that it is of.
+
+    A quantizer that took in its rectifier stands for both.
+    """
     left = [(place, unit) for place, unit in enumerate(original.units, 1)]
     pairs: dict[str, list[str]] = {}
     mates: list[Mate | None] = []
     source = next(name for name, each in original.tensors.items() if len(each.rows) == original.features)
     for unit in variant.units:
         n = len(unit.argument.rows)
-        if unit.levels is None and left:
+        node = variant.producers.get(unit.tensor)
+        rectifies = node is not None and node.op_type == "QuantizeLinear" and node.input[0] not in variant.tensors
+        if (unit.levels is None or rectifies) and left:
             place, mate = left.pop(0)
             source = mate.tensor
             pairs[unit.tensor] = ["unary", source]

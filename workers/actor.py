@@ -30,7 +30,7 @@ from workers.variants import Choice, Load, Loaded
 
 LATENCIES_MAX = 64
 TOGETHER_S_MIN = 5e-4  # shorter runs do not pay for going to another thread and back
-DECISIONS_BYTES_MAX = 2 * 1024 * 1024  # of batches, without tensors, whose decisions lie in one record
+DECISIONS_BYTES_MAX = 1024 * 1024  # of batches, without tensors, whose decisions lie in one record
 
 
 class Journal(Protocol):

@@ -44,7 +44,7 @@ SWITCH_S = 0.0005  # Python's 5 ms between threads would add up along a window
 BULK_NICE = 10
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 AUDIT_RECORDS_MAX = 500
-AUDIT_BYTES_MAX = 4 * 1024 * 1024
+AUDIT_BYTES_MAX = 2 * 1024 * 1024
 AUDIT_WINDOW_S = 0.2
 WATCH_S = 0.2
 LINGER_S = 2.0
@@ -192,7 +192,7 @@ def _lane(
     settings: Settings, name: str, ids: clients.LaneIds, sources: Sequence[str], *, function: Function, sink: Sink,
     limits: LaneLimits, beat: Callable[[], None], assigned: Callable[[], None],
 ) -> Lane:  # fmt: skip
-    config, lane_meters = clients.consumer(settings, ids), LaneMeters(name)
+    config, lane_meters = clients.consumer(settings, ids, limits.bytes_max), LaneMeters(name)
     return Lane(name, config, sources, function, sink, limits, lane_meters, beat, assigned, settings.leave)
 
 
@@ -276,7 +276,7 @@ def _join(threads: Sequence[threading.Thread], lanes: Sequence[Lane], errors: li
     while any(thread.is_alive() for thread in threads):
         next(thread for thread in threads if thread.is_alive()).join(WATCH_S)
         now = time.monotonic()
-        rounds = rounds + 1 if any(lane.stuck(now) for lane in lanes) else 0
+        rounds = rounds + 1 if any([lane.stuck(now) for lane in lanes]) else 0
         if not errors and rounds > STUCK_ROUNDS:
             errors.append(Stuck())
         failed_at = failed_at or (now if errors else 0.0)

@@ -44,12 +44,15 @@ def verify(
     output: Annotated[str, typer.Option(help="raw, softmax or label.")] = "softmax",
     arithmetic: Annotated[str, typer.Option(help="float32, or real: a proof without rounding says so.")] = "float32",
     timeout: Annotated[float, typer.Option(parser=_number, help="Seconds for all of it.")] = 60.0,
+    resume: Annotated[
+        Path | None, typer.Option(help="Where to keep unfinished work, and to go on from; with --original.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
 ) -> None:
     """Does a variant stay within epsilon of its original on these inputs? Exit code 0 proved, 1 refuted, 2 neither."""
     _check(output, timeout, arithmetic)
     try:
-        code = _verified(folder, original, variant, box, rows, epsilon, output, timeout, arithmetic, as_json)
+        code = _verified(folder, original, variant, box, rows, epsilon, output, timeout, arithmetic, resume, as_json)
     except BadProblem:
         raise
     except (LraiError, OSError, MemoryError) as err:  # 1 and 2 are verdicts
@@ -59,9 +62,11 @@ def verify(
 
 def _verified(
     folder: Path | None, original: Path | None, variant: Path | None, box: Path | None, rows: Path | None,
-    epsilon: float, output: Any, timeout: float, arithmetic: str, as_json: bool,
+    epsilon: float, output: Any, timeout: float, arithmetic: str, resume: Path | None, as_json: bool,
 ) -> int:  # fmt: skip
     if folder is not None:
+        if resume is not None:
+            raise BadProblem("--resume goes with --original, --variant and --box, not with a variant's folder")
         from infra.commands.certifying import certified
 
         return certified(folder, box, rows, epsilon, output, timeout, as_json)
@@ -73,7 +78,9 @@ def _verified(
     low, high = read_box(box, features(original))
     with bar(as_json) as progress:
         floats = arithmetic == "float32"
-        found = ask(original, variant, low, high, epsilon, output, timeout, on_progress=progress, floats=floats)
+        found = ask(
+            original, variant, low, high, epsilon, output, timeout, on_progress=progress, floats=floats, state=resume
+        )
     if as_json:
         print(json.dumps(found.as_dict(), allow_nan=False))
     else:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from onnx import ModelProto, TensorProto, helper
 
-from kernels.compile import dynamic, folding, layers, qdq, ranges, smoothing
+from kernels.compile import dynamic, folding, layers, qdq, ranges, smoothing, tables
 from kernels.compile.importing import Reason
 from kernels.compile.judge import Comparison, Refused
 from kernels.compile.layers import FLOAT, Plan, WeightLayer, Width
@@ -53,8 +53,8 @@ class Bench:
     int8_error: float = 0.0
 
     def written(self, plan: Plan) -> Net:
-        """The net with the layers at these widths."""
-        return qdq.write(self.net, self.layers, plan, self.scales)
+        """The net with the layers at these widths, and its tables in as few bits as go with them."""
+        return tables.write(qdq.write(self.net, self.layers, plan, self.scales), _table_bits(plan))
 
     def runner(self, model: ModelProto, options: RunOptions = LITERAL) -> Runner:
         """Of this net or a form of it, with the tensors as outputs that errors are measured at."""
@@ -181,6 +181,7 @@ def one_request(made: Bench) -> Iterator[Candidate]:
     net = dynamic.write(made.net, made.layers)
     if net is None:
         return
+    net = tables.write(net, 8)
     plan = {each.name: STATIC for each in made.layers if each.op == "MatMul"}
     listed = described(made, plan, "every MatMul alike, scales at each run")
     yield Candidate(
@@ -197,4 +198,11 @@ def described(made: Bench, plan: Plan, why: str, sensitivity: dict[str, float] |
         clipped = made.scales[held[each.source]].clipped if width.activation == 8 else 0.0
         error = (sensitivity or {}).get(each.name, 0.0)
         found.append(Layer(each.name, each.op, width.weight, width.activation, error, why, clipped))
+    bits, said = _table_bits(plan), "a table: the rows looked up become floats"
+    found += [Layer(each, "Gather", bits, 32, 0.0, said) for each in tables.find(made.net)]
     return (*found, *(Layer(each.node, each.op, 32, 32, 0.0, each.why) for each in made.reasons))
+
+
+def _table_bits(plan: Plan) -> int:
+    """8, which err less than the activations do; 16 where no weight has fewer."""
+    return 16 if all(each.weight >= 16 for each in plan.values()) else 8

@@ -18,6 +18,7 @@ import onnxruntime
 
 from kernels import devices, manifest
 from kernels.compile import candidates, importing, judge, measure, mixed, pareto, rows, runtime
+from kernels.compile.between import Between
 from kernels.compile.candidates import Candidate
 from kernels.compile.importing import Imported, Reason
 from kernels.compile.judge import AGREEMENT_MIN, Comparison, Refused
@@ -119,6 +120,7 @@ class _Compilation:
         judged = rows.first(found.judge, max(_JUDGE_ROWS_MIN, int(_JUDGE_S / self.row_s)))
         self.batches = list(rows.batches(judged, spec.rows_fixed))
         self.answers = [self.original.run(batch) for batch in self.batches]
+        self.between = Between(spec, self.batches, self.answers, self.row_s, options.agreement_min)
         self.written: list[_Written] = []
 
     def compiled(self) -> Compiled:
@@ -181,8 +183,10 @@ class _Compilation:
             session = Session(spec, 1, candidate.options)
             if not candidate.requests_per_run:
                 judge.batch_invariant(session, self.batches[0], self.few)
-            error = self._compared(session, candidate)
+            compared = self._compared(session, candidate)
+            error = compared.error()
             judge.acceptable(error, self.options.agreement_min)
+            self.between.check(self.original, session, candidate.requests_per_run, compared)
             self._executed(candidate, session, error)
         except (Refused, KernelError, NotCompiled) as err:
             self.refused[candidate.name] = str(err)
@@ -191,11 +195,11 @@ class _Compilation:
         kept = replace(candidate, net=Net(onnx.ModelProto()))  # it is in its file
         self.written.append(_Written(kept, folder, spec, session, error, external))
 
-    def _compared(self, session: Session, candidate: Candidate) -> VariantError:
+    def _compared(self, session: Session, candidate: Candidate) -> Comparison:
         found = Comparison(self.spec)
         for batch, wanted in zip(self.batches, self.answers, strict=True):
-            found.update(wanted, _run(session, batch, candidate.requests_per_run))
-        return found.error()
+            found.update(wanted, rows.answered(session, batch, candidate.requests_per_run))
+        return found
 
     def _executed(self, candidate: Candidate, session: Session, error: VariantError) -> None:
         """Raises Refused where the runtime computes something else than the file says."""
@@ -294,7 +298,7 @@ class _Compilation:
         one = sum(array[:1].nbytes for array in self.batches[0].values())
         n = self.spec.rows_fixed or max(1, min(GOLDEN_ROWS, _GOLDEN_BYTES_MAX // max(one, 1)))
         feed = {name: array[:n] for name, array in self.batches[0].items()}
-        answers = _run(each.session, feed, each.candidate.requests_per_run)
+        answers = rows.answered(each.session, feed, each.candidate.requests_per_run)
         arrays = {f"input/{name}": array for name, array in feed.items()}
         arrays |= {f"output/{name}": array for name, array in answers.items()}
         plain = {name: array.astype(str) if array.dtype == object else array for name, array in arrays.items()}
@@ -344,16 +348,6 @@ def _save(net: Net, folder: Path) -> tuple[str, ...]:
         importing.checked(net.model, str(path))
     onnx.save(net.model, path, save_as_external_data=large, location="weights")
     return ("weights",) if large else ()
-
-
-def _run(session: Session, feed: Tensors, requests_per_run: int) -> Tensors:
-    """All at once, or row by row where a run holds one request."""
-    if not requests_per_run:
-        return session.run(feed)
-    n = rows.count([feed])
-    return runtime.joined(
-        [session.run({name: array[row : row + 1] for name, array in feed.items()}) for row in range(n)]
-    )
 
 
 def _file_bytes(folder: Path, external: tuple[str, ...]) -> int:

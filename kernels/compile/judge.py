@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -16,6 +17,7 @@ from kernels.session import Session
 from kernels.spec import ModelSpec
 
 AGREEMENT_MIN = 0.99
+DOUBT_MAX = 0.01
 MEAN_ERROR_MAX = 0.01  # where the model decides nothing
 OUTLIER = 50.0
 _COMPARED_ROWS = 8
@@ -110,6 +112,22 @@ def acceptable(error: VariantError, agreement_min: float) -> None:
         raise Refused(f"{agreement:.2%} of {error.rows} decisions agree, {agreement_min:.0%} are needed")
     if agreement is None and error.mean > MEAN_ERROR_MAX and agreement_min > 0:
         raise Refused(f"the mean error is {error.mean:.2%} of the largest output, not within {MEAN_ERROR_MAX:.0%}")
+
+
+def doubt(changed: int, seen: int, fresh: int, agreement_min: float) -> float:
+    """The probability that of `fresh` new rows too many change, when `changed` of `seen` did: beta-binomial, Jeffreys.
+
+    >>> [round(doubt(changed, 16_384, 265, 0.99), 4) for changed in (0, 20, 60)]
+    [0.0, 0.0052, 0.0775]
+    """
+    a, b = changed + 0.5, seen - changed + 0.5
+    few = range(int((1 - agreement_min) * fresh + 1e-9) + 1)
+    logs = [_log_beta(x + a, fresh - x + b) - _log_beta(a, b) - _log_beta(x + 1, fresh - x + 1) for x in few]
+    return max(0.0, 1 - sum(math.exp(each) for each in logs) / (fresh + 1))
+
+
+def _log_beta(a: float, b: float) -> float:
+    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
 
 
 def batch_invariant(session: Session, pool: Tensors, most: int = _COMPARED_ROWS) -> None:

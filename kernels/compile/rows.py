@@ -10,7 +10,8 @@ from typing import Literal
 import numpy as np
 
 from kernels.compile.net import Array, Net, attributes
-from kernels.compile.runtime import NotCompiled, Tensors
+from kernels.compile.runtime import NotCompiled, Tensors, joined
+from kernels.session import Session
 from kernels.spec import ModelSpec, TensorSpec
 from schemas.tensors import DTYPES, FLOATS
 
@@ -81,12 +82,24 @@ def made(spec: ModelSpec, net: Net | None) -> Rows:
 def batches(groups: Sequence[Tensors], rows_fixed: int | None = None) -> Iterator[Tensors]:
     """Runs of a bounded size; where the graph fixes the rows, whole runs of these only."""
     for group in groups:
-        total = len(next(iter(group.values())))
-        one = sum(array[:1].nbytes for array in group.values())
-        step = rows_fixed or max(1, min(256, BATCH_BYTES_MAX // max(one, 1)))
+        total, step = count([group]), run_rows(group, rows_fixed)
         end = total - total % step if rows_fixed else total
         for at in range(0, end, step):
             yield {name: array[at : at + step] for name, array in group.items()}
+
+
+def run_rows(group: Tensors, rows_fixed: int | None) -> int:
+    """Rows of a run of a bounded size."""
+    one = sum(array[:1].nbytes for array in group.values())
+    return rows_fixed or max(1, min(256, BATCH_BYTES_MAX // max(one, 1)))
+
+
+def answered(session: Session, feed: Tensors, requests_per_run: int) -> Tensors:
+    """All at once, or row by row where a run holds one request."""
+    if not requests_per_run:
+        return session.run(feed)
+    alone = [{name: array[at : at + 1] for name, array in feed.items()} for at in range(count([feed]))]
+    return joined([session.run(each) for each in alone])
 
 
 def first(groups: Sequence[Tensors], rows: int) -> list[Tensors]:

@@ -256,9 +256,10 @@ class Box:
         chosen = [slopes.take(len(errors)) for _ in range(4)]
         sides = []
         for i in range(len(errors)):
-            points = vertices(mine, ours, *((each[0][i], each[1][i]) for each in (z, v, d)))
+            of_z, of_v, of_d = ((each[0][i], each[1][i]) for each in (z, v, d))
+            points = tuple(vertices(mine, ours, of_z, of_v, of_d, sign) for sign in (-1, 1))
             known = self._known(value, mate.unit, (z[0][i], z[1][i]), (apart[0][i], apart[1][i]), i)
-            sides.append(_difference(points, mine.noise + ours.noise, [each[i] for each in chosen], known))
+            sides.append(_difference(points, [each[i] for each in chosen], known))
         rounding = mine.rounding + ours.rounding
         arguments = [(d_argument, chosen[0], chosen[2]), (z_argument, chosen[1], chosen[3])]
         self.nodes[value + 1] = Node(arguments, [each[0] for each in sides], [each[1] for each in sides], rounding)
@@ -280,15 +281,17 @@ class Box:
         return lower, upper
 
 
-def _difference(points: Points, noise: int, chosen: Ints, known: tuple[list[Known], list[Known]]) -> tuple[int, ...]:
+def _difference(
+    points: tuple[Points, ...], chosen: Ints, known: tuple[list[Known], list[Known]]
+) -> tuple[int, ...]:
     """Constants of the lower and the upper line, over 2^(GRID + SLOPE), and the range, over 2^GRID."""
     found = []
     for sign, (mu, sigma), lines in ((-1, chosen[:2], known[0]), (1, chosen[2:], known[1])):
-        own = sign * (largest(points, sign, mu, sigma) + (noise << SLOPE))
+        own = sign * largest(points[sign > 0], sign, mu, sigma)
         same = [own, *(const for a, b, const in lines if (a, b) == (mu, sigma))]
         found.append(min(same) if sign > 0 else max(same))
-    least = -(largest(points, -1, 0, 0) >> SLOPE) - 1 - noise
-    return *found, least, (largest(points, 1, 0, 0) >> SLOPE) + 1 + noise
+    least = -(largest(points[0], -1, 0, 0) >> SLOPE) - 1
+    return *found, least, (largest(points[1], 1, 0, 0) >> SLOPE) + 1
 
 
 def _minus(a: Range, b: Range) -> Range:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import onnx
 from onnx import GraphProto, NodeProto, TensorProto
@@ -26,6 +25,7 @@ from kernels.proof.checker_rows import (
     near,
     whole,
 )  # fmt: skip
+from kernels.proof.checker_windows import attribute, flat, windows
 
 INTEGER_TERMS_MAX = 2**31 // (255 * 128) - 1  # products of 8-bit integers that fit into int32
 SCALE_MIN = 2.0**-100  # below, products of levels and scale may be denormal
@@ -46,10 +46,12 @@ def read(path: Path, name: str) -> Net:
     net = Net(producers={name: node for node in graph.node for name in node.output})
     net.constants = {each.name: constant(each) for each in graph.initializer}
     net.output = name
+    net.uses.update(each for node in graph.node for each in node.input)
+    net.uses.update(each.name for each in graph.output)
     ends = {each.name for each in graph.output}
     for each in reversed(graph.node):
         if each.op_type in _BEHIND and ends & set(each.output):
-            last = each.op_type == "Softmax" and _attribute(each, "axis", -1) in (-1, 1)
+            last = each.op_type == "Softmax" and attribute(each, "axis", -1) in (-1, 1)
             net.softmax |= last and each.input[0] == name
             ends.add(each.input[0])
     if name not in ends:
@@ -78,7 +80,7 @@ def _sigmoid(net: Net, name: str) -> str:
     """The Sigmoid whose output p is the tensor of this name, or is in it as (1 - p, p); "" without one."""
     node = net.producers.get(name)
     two = node is not None and node.op_type == "Concat" and len(node.input) == 2
-    if node is not None and two and _attribute(node, "axis", 1) in (1, -1):
+    if node is not None and two and attribute(node, "axis", 1) in (1, -1):
         name, minus = node.input[1], net.producers.get(node.input[0])
         one = net.constants.get(minus.input[0]) if minus is not None and minus.op_type == "Sub" else None
         if minus is None or one is None or list(one.values) != [1.0] or minus.input[1] != name:
@@ -96,10 +98,6 @@ def _input(graph: GraphProto, net: Net) -> None:
         raise Lacks("an input of varying shape")
     net.features = math.prod(dims)
     net.tensors[inputs[0].name] = whole(0, tuple(dims))
-
-
-def _attribute(node: NodeProto, name: str, default: Any) -> Any:
-    return next((onnx.helper.get_attribute_value(each) for each in node.attribute if each.name == name), default)
 
 
 def _known(net: Net, node: NodeProto, place: int, floats: bool = True) -> Constant:
@@ -141,11 +139,11 @@ def _linear(net: Net, node: NodeProto, plan: Plan, shape: tuple[int, ...], count
 def _dense(net: Net, node: NodeProto) -> None:
     """MatMul and Gemm with a constant matrix."""
     source, weight = _value(net, node), _known(net, node, 1)
-    across = bool(_attribute(node, "transB", 0))
+    across = bool(attribute(node, "transB", 0))
     rows, columns = weight.shape[::-1] if across else weight.shape
-    if _attribute(node, "transA", 0) or source.shape[-1] != rows:
+    if attribute(node, "transA", 0) or source.shape[-1] != rows:
         raise Lacks(f"{node.op_type} {node.output[0]!r} of {list(source.shape)} and {list(weight.shape)}")
-    alpha, beta = (Fraction(_attribute(node, name, 1.0)) for name in ("alpha", "beta"))
+    alpha, beta = (Fraction(attribute(node, name, 1.0)) for name in ("alpha", "beta"))
     values = [alpha * Fraction(each) for each in weight.values]
     bias = [beta * each for each in _bias(net, node, columns)]
     _integers(net, node, rows)
@@ -181,56 +179,32 @@ def _integers(net: Net, node: NodeProto, terms: int) -> None:
             net.odd.append(f"{where} has a bias of another scale than its product")
 
 
-def _windows(node: NodeProto, sizes: Sequence[int], kernel: Sequence[int]) -> tuple[tuple[int, ...], list[list[int]]]:
-    """Sizes of the output; for each of its places those of the input under the kernel, -1 for padding."""
-    n = len(sizes)
-    if _attribute(node, "auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID") or _attribute(node, "ceil_mode", 0):
-        raise Lacks(f"{node.op_type} {node.output[0]!r} with auto_pad or ceil_mode")
-    steps, gaps = _attribute(node, "strides", [1] * n), _attribute(node, "dilations", [1] * n)
-    pads = _attribute(node, "pads", [0] * 2 * n)
-    out = tuple((sizes[d] + pads[d] + pads[n + d] - gaps[d] * (kernel[d] - 1) - 1) // steps[d] + 1 for d in range(n))
-    found = []
-    for place in itertools.product(*map(range, out)):
-        cells = itertools.product(*map(range, kernel))
-        spots = [[place[d] * steps[d] - pads[d] + cell[d] * gaps[d] for d in range(n)] for cell in cells]
-        inside = [all(0 <= at < size for at, size in zip(spot, sizes, strict=True)) for spot in spots]
-        found.append([_flat(spot, sizes) if own else -1 for spot, own in zip(spots, inside, strict=True)])
-    return out, found
-
-
-def _flat(spot: Sequence[int], sizes: Sequence[int]) -> int:
-    place = 0
-    for at, size in zip(spot, sizes, strict=True):
-        place = place * size + at
-    return place
-
-
 def _conv(net: Net, node: NodeProto) -> None:
     source, weight = _value(net, node), _known(net, node, 1)
     (channels, *sizes), (filters, inner, *kernel) = source.shape, weight.shape
-    group, span, cells = int(_attribute(node, "group", 1)), math.prod(sizes), math.prod(kernel)
+    group, span, cells = int(attribute(node, "group", 1)), math.prod(sizes), math.prod(kernel)
     if inner * group != channels or len(kernel) != len(sizes):
         raise Wrong(f"Conv {node.output[0]!r}: weights {list(weight.shape)} for an input {list(source.shape)}")
     values = [Fraction(each) for each in weight.values]
     bias = _bias(net, node, filters)
-    out, windows = _windows(node, sizes, kernel)
+    out, places = windows(node, sizes, kernel)
     _integers(net, node, inner * cells)
     plan: Plan = []
-    for f, window in itertools.product(range(filters), windows):
+    for f, window in itertools.product(range(filters), places):
         first = f // (filters // group) * inner
-        places = [(c, i, at) for c in range(inner) for i, at in enumerate(window) if at >= 0]
-        plan.append(([((first + c) * span + at, values[(f * inner + c) * cells + i]) for c, i, at in places], bias[f]))
+        seen = [(c, i, at) for c in range(inner) for i, at in enumerate(window) if at >= 0]
+        plan.append(([((first + c) * span + at, values[(f * inner + c) * cells + i]) for c, i, at in seen], bias[f]))
     _linear(net, node, plan, (filters, *out), inner * cells + 10)
 
 
 def _average(net: Net, node: NodeProto) -> None:
     """AveragePool and GlobalAveragePool."""
     channels, *sizes = _value(net, node).shape
-    kernel = _attribute(node, "kernel_shape", sizes)
-    out, windows = _windows(node, sizes, kernel)
-    padded, span = _attribute(node, "count_include_pad", 0), math.prod(sizes)
+    kernel = attribute(node, "kernel_shape", sizes)
+    out, places = windows(node, sizes, kernel)
+    padded, span = attribute(node, "count_include_pad", 0), math.prod(sizes)
     plan: Plan = []
-    for c, window in itertools.product(range(channels), windows):
+    for c, window in itertools.product(range(channels), places):
         kept = [at for at in window if at >= 0]
         share = near(Fraction(1, len(window) if padded else len(kept)))
         plan.append(([(c * span + at, share) for at in kept], Fraction(0)))
@@ -241,9 +215,9 @@ def _maxpool(net: Net, node: NodeProto) -> None:
     """max(a, b) = a + relu(b - a), window place by place; padding repeats a place of its window."""
     source, zero, one = _value(net, node), Fraction(0), Fraction(1)
     channels, *sizes = source.shape
-    out, windows = _windows(node, sizes, _attribute(node, "kernel_shape", []))
+    out, places = windows(node, sizes, attribute(node, "kernel_shape", []))
     span, shape = math.prod(sizes), (channels, *out)
-    filled = [[at if at >= 0 else max(window) for at in window] for window in windows]
+    filled = [[at if at >= 0 else max(window) for at in window] for window in places]
     lists = [[c * span + at for at in window] for c in range(channels) for window in filled]
     best = [source.rows[each[0]] for each in lists]
     for k in range(1, len(lists[0])):
@@ -289,7 +263,7 @@ def _spread(net: Net, node: NodeProto, place: int, shape: tuple[int, ...]) -> li
     if math.prod(given) != len(found.values) or any(own not in (1, n) for own, n in zip(padded, shape, strict=True)):
         raise Lacks(f"{node.op_type} {node.output[0]!r} with a constant of shape {list(found.shape)}")
     spots = itertools.product(*map(range, shape))
-    flats = [_flat([0 if own == 1 else i for own, i in zip(padded, spot, strict=True)], padded) for spot in spots]
+    flats = [flat([0 if own == 1 else i for own, i in zip(padded, spot, strict=True)], padded) for spot in spots]
     return [Fraction(found.values[each]) for each in flats]
 
 
@@ -297,7 +271,7 @@ def _reshaped(net: Net, node: NodeProto) -> None:
     """Operators that keep the numbers and their order."""
     source, op = _value(net, node), node.op_type
     shape = source.shape
-    if op == "Cast" and (_attribute(node, "to", 0) != TensorProto.FLOAT or source.levels):
+    if op == "Cast" and (attribute(node, "to", 0) != TensorProto.FLOAT or source.levels):
         raise Lacks(f"Cast {node.output[0]!r} to another type than float32")
     if op in ("Flatten", "Reshape"):
         given = _known(net, node, 1, False).values if op == "Reshape" else [-1, len(source.rows)]
@@ -305,7 +279,7 @@ def _reshaped(net: Net, node: NodeProto) -> None:
         sizes = [shape[i - 1] if each == 0 and i else each for i, each in enumerate(wanted)][1:]
         rest = len(source.rows) // max(1, math.prod(each for each in sizes if each != -1))
         shape = tuple(rest if each == -1 else each for each in sizes)
-        if _attribute(node, "axis", 1) != 1 or wanted[0] not in (-1, 0, 1) or math.prod(shape) != len(source.rows):
+        if attribute(node, "axis", 1) != 1 or wanted[0] not in (-1, 0, 1) or math.prod(shape) != len(source.rows):
             raise Lacks(f"{op} {node.output[0]!r} that does not keep rows apart")
     net.tensors[node.output[0]] = replace(source, shape=shape)
 
@@ -314,7 +288,7 @@ def _scaler(net: Net, node: NodeProto) -> None:
     """ai.onnx.ml.Scaler: (x - offset) * scale."""
     source = _value(net, node)
     n, one, zero = len(source.rows), Fraction(1), Fraction(0)
-    given = [[Fraction(each) for each in _attribute(node, name, [])] for name in ("offset", "scale")]
+    given = [[Fraction(each) for each in attribute(node, name, [])] for name in ("offset", "scale")]
     offset, scale = (each * n if len(each) == 1 else each for each in given)
     middle = [combined([(one, row)], -each) for row, each in zip(source.rows, offset or [zero] * n, strict=True)]
     rows = [combined([(each, row)]) for row, each in zip(middle, scale or [one] * n, strict=True)]
@@ -331,7 +305,7 @@ def _function(net: Net, node: NodeProto) -> None:
             Fraction(_known(net, node, i).values[0]) if len(node.input) > i and node.input[i] else None for i in (1, 2)
         )
     elif node.op_type == "LeakyRelu":
-        left = Fraction(_attribute(node, "alpha", 0.01))
+        left = Fraction(attribute(node, "alpha", 0.01))
     if not 0 <= left <= 1 or (low is not None and high is not None and low > high) or (source.levels and (low or left)):
         raise Lacks(f"{node.op_type} {node.output[0]!r} with such limits")
     net.units.append(Unit(node.output[0], source, low, high, left))
@@ -358,7 +332,14 @@ def _quantize(net: Net, node: NodeProto) -> None:
     if behind is not None and behind.op_type == "DequantizeLinear" and _levels(net, behind) != levels:
         net.odd.append(f"QuantizeLinear {node.output[0]!r} follows a DequantizeLinear of another scale")
     step, low, high = levels
-    net.units.append(Unit(node.output[0], source, step * low, step * high, levels=levels))
+    last = net.units[-1] if net.units else None
+    alone = last and last.tensor == node.input[0] and net.uses[last.tensor] == 1
+    if last and alone and last.low == 0 and not last.left and not last.levels:
+        end = Fraction(high) if last.high is None else min(max(last.high / step, Fraction(low)), Fraction(high))
+        if end.denominator == 1:  # q(clip(x)) = clip(q(x))
+            source, low, high = net.units.pop().argument, 0, int(end)
+            del net.tensors[node.input[0]]
+    net.units.append(Unit(node.output[0], source, step * low, step * high, levels=(step, low, high)))
     net.tensors[node.output[0]] = replace(whole(len(net.units), source.shape), levels=levels)
 
 
@@ -378,8 +359,8 @@ def _dequantized(net: Net, node: NodeProto) -> Constant:
     shape, n = found.shape, len(scale.values)
     given = len(node.input) > 2 and node.input[2]
     zero = list(_known(net, node, 2, False).values) if given else [0] * n
-    axis = int(_attribute(node, "axis", 1)) % max(1, len(shape))
-    if (n > 1 and (_attribute(node, "block_size", 0) or n != shape[axis])) or len(zero) != n or not found.values:
+    axis = int(attribute(node, "axis", 1)) % max(1, len(shape))
+    if (n > 1 and (attribute(node, "block_size", 0) or n != shape[axis])) or len(zero) != n or not found.values:
         raise Lacks(f"DequantizeLinear {node.output[0]!r} by blocks, or of such a type")
     places = [0 if n == 1 else place // math.prod(shape[axis + 1 :]) % n for place in range(len(found.values))]
     pairs = zip(found.values, places, strict=True)

@@ -74,10 +74,12 @@ class Scaled:
 
     def line(self, low_slope: int, high_slope: int, low: int, high: int) -> Pair:
         """Constants of the lower and the upper line on [low, high], over 2^(GRID + SLOPE)."""
-        values = [(self.at(x), x) for x in (low, high, *(each for each in self.breaks if low < each < high))]
-        below = min(y - low_slope * x for y, x in values) - (self.noise << SLOPE)
-        above = max(y - high_slope * x for y, x in values) + (self.noise << SLOPE) + self.fuzz
+        found = []
+        for sign, slope in ((-1, low_slope), (1, high_slope)):
+            edge = Side(self, low, high, sign)
+            found.append(sign * max(sign * (edge.at(x) - slope * x) for x in (low, high, *edge.knots)))
         first, last = self.ends(low, high)
+        below, above = found[0], found[1] + self.fuzz
         if self.step:
             below = max(below, first << SLOPE) if not low_slope else below
             above = min(above, last << SLOPE) if not high_slope else above
@@ -92,16 +94,49 @@ class Scaled:
         return first - (abs(first) >> 23) - 1, last + (abs(last) >> 23) + 1
 
 
-def vertices(f: Scaled, g: Scaled, z: Pair, v: Pair, d: Pair) -> Points:
-    """Of the region z, d, z + d (in v) cut by the breaks of f and g: between them g(z + d) - f(z) is linear."""
-    zs = {*z, *(each for each in f.breaks if z[0] < each < z[1])}
-    vs = {*v, *(each for each in g.breaks if v[0] < each < v[1])}
+class Side:
+    """A unit over a range from above (sign 1) or below (-1), linear between its knots.
+
+    Above a quantizer: a line from the begin of the range to its first jump, one through the corners of the jumps, the
+    last level. Below it the same of -q(-x). Jumps may come earlier by the room of the division.
+    """
+
+    def __init__(self, unit: Scaled, low: int, high: int, sign: int) -> None:
+        self.unit, self.sign = unit, sign
+        self.knots = [each for each in unit.breaks if low < each < high]
+        if not unit.step:
+            return
+        self.begin, end = (low, high) if sign > 0 else (-high, -low)
+        least, most = unit.levels if sign > 0 else (-unit.levels[1], -unit.levels[0])
+        levels = [min(max(round(Fraction(x + unit.room, unit.step)), least), most) for x in (self.begin, end)]
+        self.first, self.last = (unit.step * each for each in levels)
+        self.start = self.first + (unit.step >> 1) - unit.room
+        jumps = (self.start, self.last - unit.noise - unit.room) if self.last > self.first else ()
+        self.knots = [sign * each for each in jumps if self.begin < each < end]
+
+    def at(self, x: int) -> int:
+        """Over 2^(GRID + SLOPE); never on the wrong side, but by a unit's `fuzz`."""
+        unit, x = self.unit, x * self.sign
+        if not unit.step:
+            return unit.at(x * self.sign)
+        if self.last == self.first:
+            return self.sign * self.first << SLOPE
+        if x >= self.start:
+            return self.sign * min(x + unit.noise + unit.room, self.last) << SLOPE
+        rise = -((unit.step * (self.begin - x) << SLOPE) // (self.start - self.begin))
+        return self.sign * ((self.first << SLOPE) + rise)
+
+
+def vertices(f: Scaled, g: Scaled, z: Pair, v: Pair, d: Pair, sign: int) -> Points:
+    """Of the region z, d, z + d (in v) cut where f and g bend: between, an upper (sign 1) or lower g - f is linear."""
+    theirs, ours = Side(f, *z, -sign), Side(g, *v, sign)
+    zs, vs = {*z, *theirs.knots}, {*v, *ours.knots}
     found = {(a, b) for a in zs for b in d} | {(a, c - a) for a in zs for c in vs} | {(c - b, b) for c in vs for b in d}
     inside = [(a, b) for a, b in found if z[0] <= a <= z[1] and d[0] <= b <= d[1] and v[0] <= a + b <= v[1]]
     if not inside:
         raise Wrong("two bounds of one value contradict each other")
-    offs = (-1, 1) if f.fuzz or g.fuzz else (0,)
-    return [(g.at(a + b) - f.at(a) + off, b, a) for a, b in inside for off in offs]
+    off = sign if f.fuzz or g.fuzz else 0
+    return [(ours.at(a + b) - theirs.at(a) + off, b, a) for a, b in inside]
 
 
 def largest(points: Points, sign: int, mu: int, sigma: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -82,6 +83,7 @@ class Net:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     constants: dict[str, Constant] = field(default_factory=dict)
     producers: dict[str, NodeProto] = field(default_factory=dict)
+    uses: Counter[str] = field(default_factory=Counter)  # nodes and outputs that read a tensor
     output: str = ""
     softmax: bool = False
     sigmoid: str = ""  # the last unit, where the answer is its output, alone or as (1 - p, p)

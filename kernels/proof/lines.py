@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kernels.proof.ir import F64, Function
+from kernels.proof.staircase import Side, side
 
 Flags = npt.NDArray[np.bool_]
 GRID = 256.0
@@ -63,37 +64,49 @@ class Lines:
 
 def single(f: Function, z: Range) -> Lines:
     """Lines of f on z; constants hold a quantizer's rounding, not that of floats."""
-    spread = z.high - z.low
     ends = f.at(z.low), f.at(z.high)
-    chord = _grid(np.divide(ends[1] - ends[0], spread, out=np.zeros_like(spread), where=spread > 0))
-    steep = np.ones_like(spread)
-    middle = _grid(f.slope(0.5 * (z.low + z.high)) if f.smooth else np.full_like(spread, f.alpha))
-    noise = f.noise[0]
-    best: list[Bound | None] = [None, None]
-    for slope in (np.zeros_like(spread), chord, middle, steep)[: 3 if f.smooth else 4]:
-        low, high = _extremes(f, z, slope)
-        slack = _SLACK * (z.size + np.maximum(np.abs(low), np.abs(high)))
-        low, high = low - noise - slack, high + noise + slack
-        if f.step and not slope.any():
-            low, high = _cells(f, z)
-        best[0] = _better(best[0], Bound(slope, low), z, -1.0)
-        best[1] = _better(best[1], Bound(slope, high), z, 1.0)
-    assert best[0] is not None and best[1] is not None
+    bounds = []
+    for sign in (-1.0, 1.0):
+        edge = side(f, z.low, z.high, sign, _SLACK * z.size)
+        best: Bound | None = None
+        for slope in _slopes(f, z, edge):
+            constant = _farthest(edge, z, slope)
+            if f.step and not slope.any():
+                constant = _cells(f, z)[int(sign > 0)]
+            best = _better(best, Bound(slope, constant), z, sign)
+        assert best is not None
+        bounds.append(best)
     low, high = _cells(f, z) if f.step else (ends[0] - _SLACK, ends[1] + _SLACK) if f.smooth else ends
-    return Lines(best[0], best[1], Range(low, high))
+    return Lines(bounds[0], bounds[1], Range(low, high))
+
+
+def _slopes(f: Function, z: Range, edge: Side) -> list[F64]:
+    """Slopes that are tried: flat, the chord, the middle's or the leak's, steep, and to a quantizer's last jump."""
+    found = [np.zeros_like(z.low), _chord(edge, z.low, z.high)]
+    found.append(_grid(f.slope(0.5 * (z.low + z.high)) if f.smooth else np.full_like(z.low, f.alpha)))
+    if not f.smooth:
+        found.append(np.ones_like(z.low))
+    if f.step:
+        found.append(_chord(edge, z.low if edge.sign > 0 else z.high, edge.knots[1]))
+    return found
+
+
+def _chord(edge: Side, a: F64, b: F64) -> F64:
+    width = b - a
+    return _grid(np.divide(edge.at(b) - edge.at(a), width, out=np.zeros_like(width), where=width != 0))
 
 
 def _grid(slope: F64) -> F64:
     return np.clip(np.rint(slope * GRID), -2 * GRID, 2 * GRID) / GRID
 
 
-def _extremes(f: Function, z: Range, slope: F64) -> tuple[F64, F64]:
-    """Least and largest f(z) - slope z."""
-    points = [z.low, z.high, *(np.clip(each, z.low, z.high) for each in f.breaks)]
-    if f.smooth:
-        points += [np.clip(each, z.low, z.high) for each in _critical(f, slope)]
-    values = [f.at(each) - slope * each for each in points]
-    return np.minimum.reduce(values), np.maximum.reduce(values)
+def _farthest(edge: Side, z: Range, slope: F64) -> F64:
+    """The largest f(z) - slope z from above, or the least from below, with room for our rounding."""
+    points = [z.low, z.high, *(np.clip(each, z.low, z.high) for each in edge.knots)]
+    if edge.f.smooth:
+        points += [np.clip(each, z.low, z.high) for each in _critical(edge.f, slope)]
+    most = np.maximum.reduce([edge.sign * (edge.at(each) - slope * each) for each in points])
+    return np.asarray(edge.sign * (most + _SLACK * (z.size + np.abs(most))))
 
 
 def _critical(f: Function, slope: F64) -> tuple[F64, F64]:
@@ -131,7 +144,6 @@ def _better(a: Bound | None, b: Bound, z: Range, sign: float, second: Range | No
 def paired(f: Function, g: Function, z: Range, zv: Range, d: Range, ours: Lines, theirs: Lines) -> Lines:
     """Lines of g(z + d) - f(z) in d and (second) z, for z + d in zv; `ours` are g's lines, `theirs` are f's."""
     zero, one = np.zeros_like(z.low), np.ones_like(z.low)
-    noise = f.noise[0] + g.noise[0]
     apart = ours.range - theirs.range
     lower = Bound(zero, apart.low, zero)
     upper = Bound(zero, apart.high, zero)
@@ -144,45 +156,52 @@ def paired(f: Function, g: Function, z: Range, zv: Range, d: Range, ours: Lines,
         if f == g:
             lower, upper = _same_smooth(f, z, zv, d, lower, upper)
         return Lines(lower, upper, _extent(d, z, lower, upper).meet(apart))
-    vertices = _vertices(f, g, z, zv, d)
     spread = d.high - d.low
-    up = np.divide(np.maximum(d.high, 0), spread, out=zero.copy(), where=spread > 0)
-    down = np.divide(np.maximum(-d.low, 0), spread, out=zero.copy(), where=spread > 0)
-    sides = ((zero, zero), (one, zero), (_grid(np.minimum(up, 1)), zero), (ours.upper.slope, mixed_high.second))
-    for slope, second in sides:
-        assert second is not None
-        constant = _largest(vertices, f, g, slope, second, 1.0) + noise
-        upper = _better(upper, Bound(slope, constant, second), d, 1.0, z)
-    sides = ((zero, zero), (one, zero), (_grid(np.minimum(down, 1)), zero), (ours.lower.slope, mixed_low.second))
-    for slope, second in sides:
-        assert second is not None
-        constant = -_largest(vertices, f, g, slope, second, -1.0) - noise
-        lower = _better(lower, Bound(slope, constant, second), d, -1.0, z)
-    least, most = (_largest(vertices, f, g, zero, zero, sign) + noise for sign in (-1.0, 1.0))
-    return Lines(lower, upper, Range(-least, most).meet(apart))
+    bounds, extent = [], []
+    for sign, bound, mixed in ((-1.0, lower, mixed_low), (1.0, upper, mixed_high)):
+        vertices = _vertices(f, g, z, zv, d, sign)
+        toward = np.divide(np.maximum(sign * (d.high if sign > 0 else d.low), 0), spread, out=zero.copy(),
+                           where=spread > 0)  # fmt: skip
+        for slope, second in ((zero, zero), (one, zero), (_grid(np.minimum(toward, 1)), zero),
+                              (mixed.slope, mixed.second)):  # fmt: skip
+            assert second is not None
+            constant = sign * _largest(vertices, slope, second)
+            bound = _better(bound, Bound(slope, constant, second), d, sign, z)
+        bounds.append(bound)
+        extent.append(sign * _largest(vertices, zero, zero))
+    return Lines(bounds[0], bounds[1], Range(extent[0], extent[1]).meet(apart))
 
 
-def _vertices(f: Function, g: Function, z: Range, zv: Range, d: Range) -> tuple[F64, F64, Flags]:
-    """z, d and whether it counts, float64[vertices, tasks, n], of the region cut by the functions' breaks."""
-    shape = z.low.shape
-    zs = [z.low, z.high, *(np.full(shape, each) for each in f.breaks)]
-    vs = [zv.low, zv.high, *(np.full(shape, each) for each in g.breaks)]
-    ds = [d.low, d.high]
+@dataclass
+class _Vertices:
+    """z, d and whether it counts, float64[vertices, tasks, n]; `value`: sign * (g(z + d) - f(z)), at least."""
+
+    z: F64
+    d: F64
+    fits: Flags
+    value: F64
+    sign: float
+
+
+def _vertices(f: Function, g: Function, z: Range, zv: Range, d: Range, sign: float) -> _Vertices:
+    """Of the region cut where the functions bend."""
+    room = _SLACK * (z.size + zv.size + d.size)
+    theirs, ours = side(f, z.low, z.high, -sign, room), side(g, zv.low, zv.high, sign, room)
+    zs, vs, ds = [z.low, z.high, *theirs.knots], [zv.low, zv.high, *ours.knots], [d.low, d.high]
     pairs = [(a, b) for a in zs for b in ds]
     pairs += [(a, v - a) for a in zs for v in vs] + [(v - b, b) for v in vs for b in ds]
     at, by = np.stack([a for a, _ in pairs]), np.stack([b for _, b in pairs])
-    room = _SLACK * (z.size + zv.size + d.size)
     fits = (at >= z.low - room) & (at <= z.high + room) & (by >= d.low - room) & (by <= d.high + room)
     fits &= (at + by >= zv.low - room) & (at + by <= zv.high + room)
     corners = np.arange(len(pairs)) < 4
     fits |= corners[:, None, None] & ~fits.any(0)  # an empty region is a matter of rounding: then all of the box
-    return at, by, fits
+    return _Vertices(at, by, fits, sign * (ours.at(at + by) - theirs.at(at)), sign)
 
 
-def _largest(vertices: tuple[F64, F64, Flags], f: Function, g: Function, slope: F64, second: F64, sign: float) -> F64:
+def _largest(vertices: _Vertices, slope: F64, second: F64) -> F64:
     """max of sign * (g(z + d) - f(z) - slope d - second z), with room for our rounding."""
-    at, by, fits = vertices
-    value = sign * (g.at(at + by) - f.at(at) - slope * by - second * at)
+    at, by, fits = vertices.z, vertices.d, vertices.fits
+    value = vertices.value - vertices.sign * (slope * by + second * at)
     room = _SLACK * np.max(np.where(fits, np.abs(at) + np.abs(by), 0.0), 0)
     return np.asarray(np.max(np.where(fits, value, -np.inf), 0) + 4 * room)
 

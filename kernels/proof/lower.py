@@ -101,6 +101,17 @@ class Lowering:
         self.net.signatures[tensor] = signature
         return Tensor(self.net.tensors[tensor], argument.shape, signature)
 
+    def uses(self, name: str) -> int:
+        """How many nodes and outputs read the tensor."""
+        read = [each for node in self.graph.node for each in node.input] + [each.name for each in self.graph.output]
+        return read.count(name)
+
+    def forget(self, name: str) -> None:
+        """Takes back the last base, which is this tensor."""
+        self.net.unaries.pop()
+        for each in (self.net.tensors, self.net.signatures, self.tensors):
+            del each[name]
+
     def of(self, node: NodeProto, place: int = 0) -> Tensor:
         """The input of a node that depends on the net's input."""
         name = node.input[place]

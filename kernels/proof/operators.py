@@ -11,17 +11,10 @@ from onnx import NodeProto, TensorProto
 from kernels.proof.deviations import note
 from kernels.proof.ir import Function, Unsupported
 from kernels.proof.lower import Array, Lowering, Operator, Tensor, attribute
+from kernels.proof.quantizers import dequantize, quantize
 from kernels.proof.windows import out_sizes, windows
 
-_LEVELS = {
-    np.dtype(np.uint8): (0, 255),
-    np.dtype(np.int8): (-128, 127),
-    np.dtype(np.uint16): (0, 65535),
-    np.dtype(np.int16): (-32768, 32767),
-}
-
 LABELS = ("classlabels_strings", "classlabels_int64s", "classlabels_ints")
-_STEP_MIN = 2.0**-100  # below it levels may be denormal, and their errors absolute
 
 
 def linear(state: Lowering, source: Tensor, weights: Array, bias: Array | None, out: tuple[int, ...], terms: int,
@@ -337,36 +330,6 @@ def _function(state: Lowering, node: NodeProto) -> Tensor:
     return Tensor(expression, source.shape, found.signature, source.scale, source.double)
 
 
-def _quantize(state: Lowering, node: NodeProto) -> Tensor:
-    source = state.of(node)
-    scale, zero = state.constant(node, 1), state.constant(node, 2, np.zeros((), np.uint8))
-    if scale.size != 1 or zero.size != 1 or zero.dtype not in _LEVELS or attribute(node, "saturate", 1) != 1:
-        raise Unsupported(f"QuantizeLinear {node.output[0]!r} by axis or to {zero.dtype}")
-    return quantized(state, node, source, float(scale.reshape(())), zero)
-
-
-def quantized(state: Lowering, node: NodeProto, source: Tensor, step: float, zero: Array) -> Tensor:
-    """The tensor rounded to a grid: an integer tensor, written as the floats that it stands for."""
-    if not step >= _STEP_MIN or not np.isfinite(step):
-        raise Unsupported(f"{node.op_type} {node.output[0]!r} has the scale {step}; it must be {_STEP_MIN:.0e} or more")
-    least, most = _LEVELS[zero.dtype]
-    at = int(zero.reshape(()))
-    levels = max(abs(least - at), abs(most - at)) + 1
-    function = Function("clip", step * (least - at), step * (most - at), step=step, levels=levels)
-    found = state.unary(function, source, node)
-    return Tensor(found.expression, source.shape, found.signature, (step, at, least), source.double)
-
-
-def _dequantize(state: Lowering, node: NodeProto) -> Tensor:
-    source = state.of(node)
-    scale, zero = state.constant(node, 1), state.constant(node, 2, np.zeros((), np.uint8))
-    if scale.size != 1 or zero.dtype not in _LEVELS or source.scale is None:
-        raise Unsupported(f"DequantizeLinear {node.output[0]!r} by axis, or of no quantized tensor")
-    if source.scale != (float(scale.reshape(())), int(zero.reshape(())), _LEVELS[zero.dtype][0]):
-        raise Unsupported(f"DequantizeLinear {node.output[0]!r} with another scale than its QuantizeLinear")
-    return Tensor(source.expression, source.shape, source.signature)
-
-
 OPERATORS: dict[str, Operator] = {
     **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), _reshaped),
     **dict.fromkeys(("Identity", "Dropout"), _same),
@@ -381,8 +344,8 @@ OPERATORS: dict[str, Operator] = {
     "Gemm": _gemm,
     "Conv": _conv,
     "BatchNormalization": _batch_norm,
-    "QuantizeLinear": _quantize,
-    "DequantizeLinear": _dequantize,
+    "QuantizeLinear": quantize,
+    "DequantizeLinear": dequantize,
     "ai.onnx.ml.Scaler": _scaler,
     **dict.fromkeys(("ai.onnx.ml.LinearRegressor", "ai.onnx.ml.LinearClassifier"), _linear_model),
 }

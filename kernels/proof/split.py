@@ -50,6 +50,15 @@ class Box:
     below: Box | None = None
     above: Box | None = None
 
+    def halved(self, axis: int, at: float) -> tuple[Box, Box]:
+        """Cuts the box; its sides have its bounds until their own are computed."""
+        below, above = self.high.copy(), self.low.copy()
+        below[axis] = above[axis] = at
+        self.axis, self.at = axis, at
+        self.below = Box(self.low, below, self.bound, self.real)
+        self.above = Box(above, self.high, self.bound, self.real)
+        return self.below, self.above
+
     def leaves(self) -> Iterable[Box]:
         """Boxes that are not cut."""
         left = [self]
@@ -147,11 +156,11 @@ class Search:
             x, _ = attack(product, self.question.quantity, self.low, self.high, self.rng, deadline=self._half())
         else:
             x = inside(self.low + self.rng.random(self.low.shape) * (self.high - self.low), self.low, self.high)
-        self._replay(list(range(len(self.tasks))), x)
+        self.replay(list(range(len(self.tasks))), x)
         for task in self.tasks:
             task.seconds += (time.monotonic() - began) / len(self.tasks)
 
-    def _replay(self, places: list[int], x: npt.NDArray[np.float32]) -> None:
+    def replay(self, places: list[int], x: npt.NDArray[np.float32]) -> None:
         """Runs the inputs in the runtime; a hit is confirmed alone and in a batch."""
         seen = self.question.replay(x)
         for place, row, value in zip(places, x, seen, strict=True):
@@ -217,7 +226,7 @@ class Search:
             box.bound, box.real = min(box.bound, bound), min(box.real, float(worst.real[row]))
             if np.isnan(bound) or reasons[row]:
                 box.bound, box.open = np.inf, reasons[row] or "the bound is not a number"
-            elif not bound <= self._epsilon and (self.tasks[place].keep_going or not self.tasks[place].refuted):
+            elif not bound <= self.closed and (self.tasks[place].keep_going or not self.tasks[place].refuted):
                 left.append(row)
         for row in left:
             self._cut(*part[row], worst.influence[row])
@@ -227,10 +236,11 @@ class Search:
             x, value = attack(self.question.product, self.question.quantity, low, high, self.rng, 4, 4)
             hits = np.flatnonzero(value > 0.98 * self.limit)
             if len(hits):
-                self._replay([part[left[hit]][0] for hit in hits], x[hits])
+                self.replay([part[left[hit]][0] for hit in hits], x[hits])
 
     @property
-    def _epsilon(self) -> float:
+    def closed(self) -> float:
+        """The bound up to which a box is proved."""
         return 0.0 if self.question.quantity == "label" else self.epsilon
 
     def _cut(self, place: int, box: Box, influence: F64) -> None:
@@ -248,18 +258,13 @@ class Search:
         if task.boxes >= BOXES_MAX or not box.low[axis] < at < box.high[axis]:
             box.open = "the box cannot be cut further" if task.boxes < BOXES_MAX else f"more than {BOXES_MAX} boxes"
             return
-        below, above = box.high.copy(), box.low.copy()
-        below[axis] = above[axis] = at
-        box.axis, box.at = axis, at
-        box.below = Box(box.low, below, box.bound, box.real)
-        box.above = Box(above, box.high, box.bound, box.real)
-        task.waiting += [box.below, box.above]
+        task.waiting += box.halved(axis, at)
         task.boxes += 2
 
     def _outcome(self, task: _Task) -> Outcome:
         leaves = list(task.root.leaves())
         bound, real = max(each.bound for each in leaves), max(each.real for each in leaves)
-        proved = all(not each.open and each.bound <= self._epsilon for each in leaves)
+        proved = all(not each.open and each.bound <= self.closed for each in leaves)
         reason = self.question.reason or next((each.open for each in leaves if each.open), "")
         if task.refuted:
             return Outcome("REFUTED", bound, real, task.seen, task.seconds, task.root, task.x)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.proof import resume
 from kernels.proof.ir import F64, BadProblem
 from kernels.proof.outputs import Quantity
 from kernels.proof.question import Question, ask
@@ -80,9 +81,12 @@ def _finite(value: float) -> float | None:
 def verify(
     original: Path, variant: Path, low: F64, high: F64, epsilon: float, quantity: Quantity = "softmax",
     timeout_s: float = 60.0, options: Options | None = None, on_progress: Progress = lambda done, total: None,
-    statistics: bool = True, floats: bool = True,
+    statistics: bool = True, floats: bool = True, state: Path | None = None,
 ) -> Verification:  # fmt: skip
-    """Verdicts for boxes float64[tasks, features]; without `floats` about real arithmetic alone. Raises BadProblem."""
+    """Verdicts for boxes float64[tasks, features]; without `floats` about real arithmetic alone. Raises BadProblem.
+
+    state: a file. The work goes on from there if it exists, and is kept there when it ends or Ctrl-C is pressed.
+    """
     began = time.monotonic()
     if not (np.isfinite(epsilon) and epsilon >= 0):
         raise BadProblem(f"--epsilon {epsilon}: it must be a finite number, 0 or more")
@@ -90,7 +94,8 @@ def verify(
     check_box(low, high, question.features)
     if not floats:
         question.semantics["arithmetic"] = "real"
-    outcomes = Search(question, low, high, epsilon, began + 0.92 * timeout_s, floats=floats).run(on_progress)
+    search = Search(question, low, high, epsilon, began + 0.92 * timeout_s, floats=floats)
+    outcomes = search.run(on_progress) if state is None else _resumed(search, state, original, variant, on_progress)
     _by_default(question, outcomes, low, high, epsilon, began + timeout_s)
     found: list[Statistics | None] = [None] * len(outcomes)
     unknown = [place for place, each in enumerate(outcomes) if each.verdict == "UNKNOWN"] if statistics else []
@@ -99,6 +104,16 @@ def verify(
         found[place] = tested(question, low[place], high[place], epsilon, _TESTS, min(left_s, 10.0))
         _hit(outcomes[place], found[place])
     return Verification(question, epsilon, outcomes, found, time.monotonic() - began)
+
+
+def _resumed(search: Search, state: Path, original: Path, variant: Path, on_progress: Progress) -> list[Outcome]:
+    asked = resume.identity(original, variant, search.question, search.low, search.high, search.epsilon)
+    if state.exists():
+        resume.restore(state, asked, search)
+    try:
+        return search.run(on_progress)
+    finally:
+        resume.save(state, asked, search)
 
 
 def certify(

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from infra.jars import pins
 from infra.parts import parts
-from tests.bench import cases, live, report
+from tests.bench import burst, cases, live, report
 from tests.bench.cases import Bench, warm_up
 from tests.bench.contenders import Failed
 from tests.bench.report import Outcome
@@ -34,6 +34,7 @@ CASES: dict[str, Callable[[Bench], Outcome]] = {
     "interactive": live.interactive,
     "audit": cases.audit,
     "memory": live.memory,
+    "burst": burst.burst,
 }
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from confluent_kafka import Consumer, TopicPartition
 
 from streams import topics
@@ -70,25 +72,38 @@ def _add_latencies(outcome: Outcome, contender: str, what: str, latencies: list[
     outcome.notes.append(f"{contender} at {what}: {lost} results missing; the load was late by {late:.1f} ms at p99")
 
 
-def _live(place: Place, target: str, rate: int, seconds: float) -> Latency:
-    """Sends MLP requests at the rate and reads their results."""
-    requests = load.mlp_requests("mlp", "features", (1, 30))
-    n = round(rate * seconds)
+def _load(place: Place, requests: load.Requests) -> list[str]:
+    command = [sys.executable, "-m", "tests.bench.load", "--kafka", place.kafka, "--topic", place.source]
+    command += ["--model", requests.model, "--tensor", requests.tensor, "--shape", "x".join(map(str, requests.shape))]
+    return [*command, "--id-width", str(requests.id_width)]
+
+
+def arrivals(
+    place: Place, target: str, requests: load.Requests, phases: Sequence[tuple[float, float]]
+) -> npt.NDArray[np.float64]:
+    """Sends requests in phases of (rate, seconds); float64[3, n]: sent, due, and arrived or NaN (monotonic, s)."""
+    n = len(load.schedule(phases))
     scratch = place.logs.parent / "scratch"
     scratch.mkdir(exist_ok=True)
     sent_file, arrived_file = scratch / f"{place.prefix}-sent.npy", scratch / f"{place.prefix}-arrived.npy"
     reader = Reader(place.kafka, target, n, place.logs, arrived_file)
     try:
-        command = [sys.executable, "-m", "tests.bench.load", "--kafka", place.kafka, "--topic", place.source]
-        command += ["--model", requests.model, "--tensor", requests.tensor, "--shape", "1x30", "--sent", str(sent_file)]
-        command += ["--rate", str(rate), "--seconds", str(seconds), "--id-width", str(requests.id_width)]
-        subprocess.run(command, check=True, timeout=seconds + 120)
+        told = [f"{rate}:{seconds}" for rate, seconds in phases]
+        command = [*_load(place, requests), "--sent", str(sent_file), "--phases", *told]
+        subprocess.run(command, check=True, timeout=sum(seconds for _, seconds in phases) + 120)
         reader.finish()
     finally:
         reader.stop()
-    (sent, due), arrived = np.load(sent_file), np.load(arrived_file)
+    found = np.vstack([np.load(sent_file), np.load(arrived_file)])
     sent_file.unlink()
     arrived_file.unlink()
+    return found
+
+
+def _live(place: Place, target: str, rate: int, seconds: float) -> Latency:
+    """Sends MLP requests at the rate and reads their results."""
+    requests = load.mlp_requests("mlp", "features", (1, 30))
+    sent, due, arrived = arrivals(place, target, requests, [(rate, seconds)])
     counted = slice(int(rate * WARM_S), None)
     taken = (arrived - sent)[counted] * 1000
     p50, p95, p99 = np.nanpercentile(taken, [50, 95, 99])
@@ -165,9 +180,7 @@ def _sizes_over(place: Place, lrai: Lrai, n: int) -> tuple[dict[str, int], dict[
     """Resident bytes of each process at a fifth of n requests, and when the last was answered."""
     requests = load.mlp_requests("mlp", "features", (1, 30))
     reader = Reader(place.kafka, lrai.target, n, place.logs)
-    command = [sys.executable, "-m", "tests.bench.load", "--kafka", place.kafka, "--topic", place.source, "--rate", "0"]
-    command += ["--model", "mlp", "--tensor", "features", "--shape", "1x30", "--sent", "", "--seconds", str(n)]
-    feed = who.Child([*command, "--id-width", str(requests.id_width)], place.logs / "load.log")
+    feed = who.Child([*_load(place, requests), "--flood", str(n)], place.logs / "load.log")
     at_fifth: dict[str, int] = {}
     try:
         while True:

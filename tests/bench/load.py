@@ -258,29 +258,40 @@ class Backlog:
         return at
 
 
-def live(kafka: str, topic: str, requests: Requests, rate: int, seconds: float, sent_file: str) -> None:
-    """Produces at the rate and saves float64[2, n]: when each record was produced, and when it was due (monotonic, s).
-
-    A rate of 0 is as fast as the broker takes them, `seconds` then is the number of records.
-    """
-    n = round(rate * seconds) if rate else int(seconds)
+def flood(kafka: str, topic: str, requests: Requests, n: int) -> None:
+    """Produces n records as fast as the broker takes them."""
     partitions = partitions_of(kafka, topic)
-    producer = Producer({"bootstrap.servers": kafka} | PRODUCER | {"linger.ms": 0 if rate else 5})
-    if not rate:
-        for number, value in enumerate(itertools.chain.from_iterable(requests.chunks(n))):
-            send(producer, topic, value, number // RUN % partitions)
-            if number % RUN == 0:
-                producer.poll(0)
-        producer.flush(300)
-        return
+    producer = Producer({"bootstrap.servers": kafka} | PRODUCER)
+    for number, value in enumerate(itertools.chain.from_iterable(requests.chunks(n))):
+        send(producer, topic, value, number // RUN % partitions)
+        if number % RUN == 0:
+            producer.poll(0)
+    producer.flush(300)
+
+
+def schedule(phases: Sequence[tuple[float, float]]) -> npt.NDArray[np.float64]:
+    """float64[n]: seconds from the start at which records are due, in phases of (records a second, seconds)."""
+    starts = np.cumsum([0.0, *(seconds for _, seconds in phases)])
+    return np.concatenate([
+        start + np.arange(round(rate * seconds)) / rate
+        for start, (rate, seconds) in zip(starts[:-1], phases, strict=True)
+    ])  # fmt: skip
+
+
+def live(kafka: str, topic: str, requests: Requests, phases: Sequence[tuple[float, float]], sent_file: str) -> None:
+    """Produces on schedule and saves float64[2, n]: when each was produced, and when it was due (monotonic, s)."""
+    partitions = partitions_of(kafka, topic)
+    producer = Producer({"bootstrap.servers": kafka} | PRODUCER | {"linger.ms": 0})
+    due = schedule(phases)
+    n = len(due)
     values = list(itertools.chain.from_iterable(requests.chunks(n)))
     start = time.monotonic() + 0.2
-    due = start + np.arange(n) / rate
+    due += start
     sent = np.empty(n)
     done = tick = 0
     while done < n:
         now = time.monotonic()
-        until = min(n, int((now - start) * rate)) if now > start else 0
+        until = int(np.searchsorted(due, now))
         for number in range(done, until):
             sent[number] = time.monotonic()
             send(producer, topic, values[number], tick % partitions, requests.headers)
@@ -295,17 +306,22 @@ def live(kafka: str, topic: str, requests: Requests, rate: int, seconds: float, 
 def main() -> None:
     """`python -m tests.bench.load`: the live load as a process of its own."""
     parser = argparse.ArgumentParser(prog="tests.bench.load")
-    for name in ("kafka", "topic", "model", "tensor", "shape", "sent"):
+    for name in ("kafka", "topic", "model", "tensor", "shape"):
         parser.add_argument(f"--{name}", required=True)
-    parser.add_argument("--rate", type=int, required=True)
-    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--sent", default="")
+    parser.add_argument("--phases", nargs="*", default=[], help="RATE:SECONDS, one after the other")
+    parser.add_argument("--flood", type=int, help="so many records as fast as possible instead")
     parser.add_argument("--id-width", type=int, required=True)
     parser.add_argument("--json", action="store_true", help="for MLServer")
     given = parser.parse_args()
     shape = tuple(int(size) for size in given.shape.split("x"))
     kind = JsonRequests if given.json else Requests
     requests = kind(given.model, given.tensor, "FP32", shape, given.id_width)
-    live(given.kafka, given.topic, requests, given.rate, given.seconds, given.sent)
+    if given.flood:
+        flood(given.kafka, given.topic, requests, given.flood)
+        return
+    phases = [(float(rate), float(seconds)) for rate, seconds in (each.split(":") for each in given.phases)]
+    live(given.kafka, given.topic, requests, phases, given.sent)
 
 
 if __name__ == "__main__":

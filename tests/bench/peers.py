@@ -127,7 +127,7 @@ def held(place: Place, target: str, rate: int, n: int) -> tuple[int, float]:
     try:
         start = time.monotonic()
         sent = place.logs / "sent.npy"
-        load.live(place.kafka, place.source, requests, rate or 1_000_000, n / (rate or 1_000_000), str(sent))
+        load.live(place.kafka, place.source, requests, [(rate or 1e6, n / (rate or 1e6))], str(sent))
         end = None
         while end is None:
             count, end = reader.progress()

@@ -20,7 +20,7 @@ import re
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from kernels.proof.bounds import Analysis
+from kernels.proof.outputs import bounded
+from kernels.proof.question import ask
+from kernels.proof.split import batch_size, outward
 from kernels.proof.verify import Verification, verify
+from tests.bench.fixed_point import Attack, FixedPoint, Weights
 from tests.random_nets import Builder, Layer, answering, build, model_of
 
 Array = npt.NDArray[Any]
@@ -37,10 +42,6 @@ NETS = {"P1": "1blk_100", "P2": "2blk_100_100", "P4": "3blk_100_100_100"}
 BITS = {"P1": (4, 6, 8, 10), "P2": (4, 6, 8, 10), "P4": (4, 8)}
 ERRORS = (1.0, 2.0, 4.0, 6.0, 8.0)
 RADIUS = 3
-GRADIENT_STEPS = 4
-CLIMBED = 4  # the best so many are improved pixel by pixel
-CLIMBS = 12
-FLIPS = (1, 2, 3, 5, 8, 13, 21, 34, 55)
 STRICT = 1 - 1e-7  # their property is |difference| < error
 SAMPLES = """3236 5656 7219 7098 3825 521 9886 7389 3064 4544 7773 1340 7894 8463 6930 2898 2190 1866 914 5574
 3770 3016 6395 2897 8541 5082 3712 150 2486 3986"""
@@ -54,21 +55,6 @@ def found(folder: Path, name: str) -> Path:
     return path
 
 
-@dataclass(frozen=True)
-class Weights:
-    """float32[inputs, outputs] and float32[outputs] of each layer."""
-
-    layers: list[tuple[Array, Array]]
-
-    def answers(self, pixels: Array) -> Array:
-        """The float net on integer pixels, in double precision."""
-        x = pixels / 255.0
-        for place, (w, b) in enumerate(self.layers):
-            x = x @ w.astype(float) + b.astype(float)
-            x = np.maximum(x, 0) if place < len(self.layers) - 1 else x
-        return np.asarray(x)
-
-
 def keras(path: Path) -> Weights:
     """The layers of a Keras file, in order."""
     try:
@@ -80,55 +66,6 @@ def keras(path: Path) -> Weights:
         file.visititems(lambda name, each: arrays.update({name: np.asarray(each)}) if hasattr(each, "dtype") else None)
     kernels = sorted((name for name in arrays if "kernel" in name), key=lambda name: (name.islower(), name))
     return Weights([(arrays[name], arrays[name.replace("kernel", "bias")]) for name in kernels])
-
-
-def gradient(weights: Weights, x: Array, label: int) -> Array:
-    """Of one output, by the inputs: float64[rows, inputs] for float64[rows, inputs]."""
-    masks = []
-    for w, b in weights.layers[:-1]:
-        x = np.maximum(x @ w + b, 0)
-        masks.append(x > 0)
-    back = np.repeat(weights.layers[-1][0][:, label][None], len(x), 0)
-    for (w, _), mask in zip(weights.layers[-2::-1], masks[::-1], strict=True):
-        back = (back * mask) @ w.T
-    return np.asarray(back)
-
-
-def quantized(values: Array, bits: int, fraction: int) -> Array:
-    """int64: QEBVerif's fixed point, saturated and rounded half away from zero."""
-    most = 2 ** (bits - 1)
-    scaled = np.clip(values.astype(float), -most / 2**fraction, (most - 1) / 2**fraction) * 2**fraction
-    return np.asarray(np.sign(scaled) * np.floor(np.abs(scaled) + 0.5), np.int64)
-
-
-@dataclass(frozen=True)
-class FixedPoint:
-    """QEBVerif's quantized net: weights of bits - 1 fraction bits, biases and activations of bits - 2."""
-
-    bits: int
-    layers: list[tuple[Array, Array]]  # integers
-
-    @classmethod
-    def of(cls, weights: Weights, bits: int) -> FixedPoint:
-        return cls(bits, [(quantized(w, bits, bits - 1), quantized(b, bits, bits - 2)) for w, b in weights.layers])
-
-    def answers(self, pixels: Array) -> Array:
-        """Exact integer arithmetic on integer pixels: float64[rows, outputs], which hold the result exactly."""
-        x, fraction = np.asarray(pixels, np.int64), 8
-        for place, (w, b) in enumerate(self.layers):
-            sums = np.asarray(x.astype(float) @ w.astype(float), np.int64) + (b << (fraction + 1))  # all below 2^53
-            fraction += self.bits - 1
-            if place == len(self.layers) - 1:
-                return np.asarray(sums / 2.0**fraction)
-            excess = fraction - (self.bits - 2)
-            x = np.clip((sums + (1 << (excess - 1))) >> excess, 0, 2**self.bits - 1)
-            fraction = self.bits - 2
-        raise ValueError("a net without layers")
-
-    def floats(self) -> Weights:
-        """The same weights as numbers: without rounding and saturation it computes nearly the same."""
-        step = 2.0 ** (self.bits - 1)
-        return Weights([(w / step, 2.0 * b / step) for w, b in self.layers])
 
 
 def floats(weights: Weights, label: int, scale: float) -> list[Layer]:
@@ -157,52 +94,6 @@ def integers(net: FixedPoint, label: int) -> onnx.ModelProto:
             grid = [builder.constant(np.asarray(step)), builder.constant(np.asarray(wide(0)))]
             value = builder.node("DequantizeLinear", [builder.node("QuantizeLinear", [value, *grid]), *grid])
     return answering(builder, (784,))
-
-
-def hit(weights: Weights, net: FixedPoint, label: int, low: Array, high: Array, starts: Array) -> tuple[float, Array]:
-    """The largest difference found on integer pixels, and where: coordinates of each start that help go to an edge."""
-
-    def difference(x: Array) -> Array:
-        return np.abs(net.answers(x)[:, label] - weights.answers(x)[:, label])
-
-    def steepest(x: Array) -> Array:
-        """Both corners that the gradient of the difference points to."""
-        slope = gradient(near, x / 256, label) / 256 - gradient(weights, x / 255, label) / 255
-        return np.concatenate([np.where(slope > 0, high, low), np.where(slope < 0, high, low)])
-
-    rng, near = np.random.default_rng(0), net.floats()
-    x = best = np.clip(np.rint(starts), low, high)
-    for _ in range(GRADIENT_STEPS):
-        x = steepest(x)
-        best = np.concatenate([best, x])
-        x = x[np.argsort(difference(x))[-len(starts) :]]
-    worst = difference(best)
-    kept = np.argsort(worst)[-CLIMBED:]
-    found = [climbed(difference, rng, each, low, high) for each in best[kept]]
-    return max(found, key=lambda each: each[0])
-
-
-def climbed(
-    difference: Callable[[Array], Array], rng: np.random.Generator, x: Array, low: Array, high: Array
-) -> tuple[float, Array]:
-    """Flips the pixels that alone help most, as many as help together, and some at random where none does."""
-    worst, best = float(difference(x[None])[0]), x
-    flat_steps = 0
-    for _ in range(CLIMBS):
-        other = np.where(best == high, low, high)
-        singles = np.where(np.eye(len(x), dtype=bool), other, best)
-        order = np.argsort(-difference(singles))
-        tries = [np.where(np.isin(np.arange(len(x)), order[:count]), other, best) for count in FLIPS]
-        share = rng.choice([0.005, 0.02, 0.1])
-        tries += [np.where(rng.random(len(x)) < share, other, best) for _ in FLIPS]
-        seen = difference(np.array(tries))
-        if seen.max() <= worst:
-            flat_steps += 1
-            if flat_steps > 2:
-                break
-            continue
-        worst, best = float(seen.max()), tries[int(seen.argmax())]
-    return worst, best
 
 
 @dataclass
@@ -236,31 +127,39 @@ def groups(folder: Path) -> Iterator[Group]:
 
 
 def decide(group: Group, folder: Path, timeout_s: float) -> Iterator[tuple[int, float, str]]:
-    """(sample, error, verdict) for each error bound; what is proved for one holds for the larger ones."""
+    """(sample, error, verdict) for each error bound; a bound proves all errors above it, an input refutes those below.
+
+    First bounds; then, where they leave a question, up to the timeout of attack; then a fifth of it of cutting.
+    """
     onnx.save(answering(build(floats(group.weights, group.label, 1 / 255), (784,)), (784,)), folder / "a.onnx")
     onnx.save(integers(group.net, group.label), folder / "b.onnx")
-    open_ = np.ones(len(group.samples), bool)
-    worst = np.zeros(len(group.samples))
-    rng = np.random.default_rng(1)
-    for place in range(len(group.samples)):
+    rng, errors = np.random.default_rng(1), np.array(ERRORS)
+    bound, worst = bounds(folder, group.low, group.high), np.zeros(len(group.samples))
+    for place in np.flatnonzero(bound >= errors[0] * STRICT):
         low, high = group.low[place], group.high[place]
         starts = np.where(rng.random((12, 784)) < 0.5, low, high)
-        worst[place] = hit(group.weights, group.net, group.label, low, high, starts)[0]
+        enough = errors[errors * STRICT <= bound[place]].max()
+        worst[place] = Attack(group.weights, group.net, group.label, low, high).run(starts, enough, timeout_s)
     for error in ERRORS:
-        asked = np.flatnonzero(open_ & (worst < error))
-        verdicts = dict.fromkeys(np.flatnonzero(worst >= error).tolist(), "REFUTED")
+        asked = np.flatnonzero((worst < error) & (bound >= error * STRICT))
         if len(asked):
-            answer = _verify(folder, group.low[asked], group.high[asked], error * STRICT, timeout_s * len(asked))
+            answer = _verify(folder, group.low[asked], group.high[asked], error * STRICT, 0.2 * timeout_s * len(asked))
             for place, outcome in zip(asked.tolist(), answer.outcomes, strict=True):
-                verdict = outcome.verdict
-                if outcome.x is not None:
-                    start = np.asarray(outcome.x, float)[None]
-                    seen, _ = hit(group.weights, group.net, group.label, group.low[place], group.high[place], start)
-                    verdict = "REFUTED" if seen >= error else "UNKNOWN"
-                verdicts[place] = verdict
-                open_[place] &= verdict != "PROVED"
-        for place, sample in enumerate(group.samples):
-            yield sample, error, verdicts.get(place, "PROVED")
+                bound[place] = min(bound[place], outcome.bound)
+    for place, sample in enumerate(group.samples):
+        for error in ERRORS:
+            verdict = "REFUTED" if worst[place] >= error else "PROVED" if bound[place] < error * STRICT else "UNKNOWN"
+            yield sample, error, verdict
+
+
+def bounds(folder: Path, low: Array, high: Array) -> Array:
+    """float64[tasks]: of whole boxes, before any is cut."""
+    question = ask(folder / "a.onnx", folder / "b.onnx", "raw")
+    if question.product is None:
+        raise SystemExit(question.reason)
+    size, (least, most) = batch_size(question.product), outward(low, high)
+    parts = [slice(at, at + size) for at in range(0, len(low), size)]
+    return np.concatenate([bounded(Analysis(question.product, least[i], most[i]), "raw").bound for i in parts])
 
 
 def _verify(folder: Path, low: Array, high: Array, epsilon: float, timeout_s: float) -> Verification:

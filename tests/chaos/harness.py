@@ -121,6 +121,11 @@ class Running:
         """The events of these kinds, from the `since`-th on."""
         return [e for e in self.events[since:] if e["event"] in kinds and child in str(e.get("child", ""))]
 
+    def died(self) -> str:
+        """How each process ended, and what was said that is no event (a native library's last words)."""
+        ends = [f"{e['child']}: {e['exit_code']} {e['error']}" for e in self.named("died", "hung")]
+        return "\n".join([*ends, *self.other])
+
     def children(self) -> dict[str, int]:
         """The pids of the children that live, by name."""
         found: dict[str, int] = {}

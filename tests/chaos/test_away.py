@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from tests.chaos.harness import LONG, Load, Place, Reader, Show, over, until, up
 RATE = 100
 STORE_AWAY_S = 10.0 if LONG else 5.0
 KAFKA_AWAY_S = 5.0
+KAFKA_STILL_S = 8.0  # shorter than the session timeout
 RECOVER_S_MAX = 30.0
 ANSWER_S_MAX = 1.0
 MODELS = (("steady", None), ("other", None))
@@ -37,13 +40,35 @@ def test_the_store_is_away(make_place: Callable[..., Place], show: Show, parts: 
         drained(place, load, reader)
         assert running.stop() == 0, running.tail()
     exactly_once(place, load)
-    assert not running.named("died"), running.named("died")
+    assert not running.named("died"), running.died()
     said = [e["event"] for e in running.events if "store" in e["event"]]
     assert said == ["the audit store is away; decisions wait in kafka", "the audit store is back"]
     waited = [each.at - load.sent[each.source][1] for each in answered if each.source in load.sent]
     show(f"Postgres away for {STORE_AWAY_S:.0f} s: {len(answered)} answers meanwhile, {quantiles(waited)}; lag {lag}")
     assert len(answered) > STORE_AWAY_S * RATE * 0.8
     assert lag > STORE_AWAY_S * RATE * 0.5
+
+
+def test_kafka_stands_still(make_place: Callable[..., Place], show: Show, parts: Parts) -> None:
+    """Longer than a process may be silent: to wait for Kafka is no reason to be killed."""
+    if parts.kafka_server is None:
+        pytest.skip("LRAI_KAFKA names a broker that is not ours to stop")
+    place = make_place("steady", "other")
+    with up(place, hang_s=KAFKA_STILL_S / 2) as running, Reader(place) as reader:
+        with Load(place, RATE, MODELS) as load:
+            until(lambda: len(reader.sources) > RATE, 30, running.tail)
+            os.kill(parts.kafka_server.pid, signal.SIGSTOP)
+            try:
+                until(over(KAFKA_STILL_S), KAFKA_STILL_S + 5, "the clock stands still")
+            finally:
+                os.kill(parts.kafka_server.pid, signal.SIGCONT)
+            back = time.time()
+            first = until(lambda: reader.of("steady", back), 30, running.tail)[0]
+            show(f"Kafka still for {KAFKA_STILL_S:.0f} s: the first answer {first.at - back:.2f} s after it")
+        drained(place, load, reader)
+        assert running.stop() == 0, running.tail()
+    exactly_once(place, load)
+    assert not running.named("died", "hung"), running.died()
 
 
 def test_kafka_is_away(make_place: Callable[..., Place], show: Show, parts: Parts) -> None:
@@ -71,7 +96,7 @@ def test_kafka_is_away(make_place: Callable[..., Place], show: Show, parts: Part
     exactly_once(place, load)
     # librdkafka may lose its way in a broker's restart: then a process starts again, and none gives up
     assert not running.named("hung", "fenced", "refused"), running.tail()
-    assert {e["exit_code"] for e in running.named("died")} <= {1}, running.named("died")
+    assert {e["exit_code"] for e in running.named("died")} <= {1}, running.died()
     said = Counter(e["lane"] for e in running.named("kafka is away; waiting for it") if e["at"] < back)
     assert said and max(said.values()) == 1, said
     others = [line for line in running.other if "refused" in line or "disconnected" in line.lower()]

@@ -73,7 +73,7 @@ def test_instances_are_added_restarted_and_removed(make_place: Callable[..., Pla
         drained(place, requests, reader)
         assert running.stop() == 0, running.tail()
     exactly_once(place, requests)
-    assert not running.named("died"), [e["error"] for e in running.named("died")]
+    assert not running.named("died"), running.died()
 
 
 @pytest.mark.skipif(not LONG, reason="LRAI_CHAOS_LONG is not set; tests/integration/test_rules.py has the short form")
@@ -116,8 +116,8 @@ def writer(settings: Settings, key: bytes, stop: threading.Event) -> Lane:
     sink = StoreSink(Store(settings.store, key), names[1], lambda: None)
     limits = LaneLimits(0.05, 200, 1024 * 1024)
     return Lane(
-        "by-mistake", clients.consumer(settings, ids), names, nothing_more, sink, limits, LaneMeters("by-mistake"),
-        lambda: None, lambda: None,
+        "by-mistake", clients.consumer(settings, ids, limits.bytes_max), names, nothing_more, sink, limits,
+        LaneMeters("by-mistake"), lambda: None, lambda: None,
     )  # fmt: skip
 
 

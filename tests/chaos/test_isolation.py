@@ -103,7 +103,7 @@ def test_a_model_that_keeps_crashing(make_place: Callable[..., Place], show: Sho
     waited = latencies(load, reader, "steady", ready)
     show(f"beside a model that keeps crashing: {quantiles(waited)}")
     assert sorted(waited)[int(len(waited) * 0.95)] < UNTOUCHED_S_MAX
-    assert not running.named("died", child="work-steady")
+    assert not running.named("died", child="work-steady"), running.died()
 
 
 def poisoned(
@@ -127,7 +127,7 @@ def poisoned(
     waited = latencies(load, reader, "steady", began)
     show(f"steady beside it: {quantiles(waited)}")
     assert sorted(waited)[int(len(waited) * 0.95)] < UNTOUCHED_S_MAX
-    assert not running.named("died", child="work-steady")
+    assert not running.named("died", child="work-steady"), running.died()
     return running
 
 
@@ -141,7 +141,7 @@ def test_a_request_that_kills_its_process(make_place: Callable[..., Place], show
 
 
 def test_a_request_that_never_ends(make_place: Callable[..., Place], show: Show) -> None:
-    running = poisoned(show, make_place("steady", "hanging"), "hanging", 1, {2: models.HANGS}, 6, 1.5)
+    running = poisoned(show, make_place("steady", "hanging"), "hanging", 1, {2: models.HANGS}, 6, HANG_S)
     hung = running.named("hung")
     assert len(hung) == 2, hung
     assert all("work-hanging" in event["child"] for event in hung)

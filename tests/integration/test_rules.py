@@ -62,8 +62,8 @@ class Rig:
         ids = clients.LaneIds(self.group, f"{self.group}-n-{slot}")
         sink = KafkaSink(clients.producers(self.settings, ids), self.settings.transaction_timeout_ms / 1000)
         lane = Lane(
-            f"copy-{slot}", clients.consumer(self.settings, ids), [self.source], function or self.copy, sink,
-            LaneLimits(0.02, 1000, 1024 * 1024), LaneMeters("copy"), lambda: None, lambda: None,
+            f"copy-{slot}", clients.consumer(self.settings, ids, 1024 * 1024), [self.source], function or self.copy,
+            sink, LaneLimits(0.02, 1000, 1024 * 1024), LaneMeters("copy"), lambda: None, lambda: None,
         )  # fmt: skip
         self.lanes.append(lane)
         return lane

@@ -107,6 +107,10 @@ def no_leaf(certificate: dict[str, Any]) -> None:
     certificate["regions"][0]["tree"]["below"] = {"open": "left out"}
 
 
+def no_slopes(certificate: dict[str, Any]) -> None:
+    leaf(certificate)["slopes"] = None
+
+
 def one_side(certificate: dict[str, Any]) -> None:
     del certificate["regions"][0]["tree"]["above"]
 
@@ -193,6 +197,7 @@ TAMPERED = [
     (unknown_pair, "nowhere"),
     (inner_tensor, "is no output"),
     (fewer_slopes, "fewer slopes"),
+    (no_slopes, "fewer slopes"),
     (no_base64, "no certificate"),
     (no_zlib, "no certificate"),
     (odd_bytes, "no certificate"),

@@ -182,6 +182,7 @@ whole = z3.ToReal(n)
 HALF_EVEN = (2 * (whole - t) <= 1, 2 * (t - whole) <= 1, z3.Implies(2 * (whole - t) == 1, n % 2 == 0))
 low_step, high_step = z3.Ints("low_step high_step")
 clamped = z3.If(n < low_step, low_step, z3.If(n > high_step, high_step, n))
+level = z3.Int("level")  # of the input kept between the lowest and the highest step
 inside = z3.If(t < low_step, z3.ToReal(low_step), z3.If(t > high_step, z3.ToReal(high_step), t))
 QUANTIZER = [
     Lemma(
@@ -195,6 +196,32 @@ QUANTIZER = [
         (*HALF_EVEN, low_step < high_step, between(z3.ToReal(low_step), t, z3.ToReal(high_step))),
         between(z3.RealVal("-1/2"), z3.ToReal(clamped) - t, z3.RealVal("1/2")),
         between(z3.RealVal(0), z3.ToReal(clamped) - t, z3.RealVal("1/2")),
+    ),
+    Lemma(
+        "a staircase lies below the line through its corners",
+        HALF_EVEN,
+        whole <= t + z3.RealVal("1/2"),
+        whole <= t + z3.RealVal("1/4"),
+    ),
+    Lemma(
+        "up to its first jump a staircase has its first level",
+        (*HALF_EVEN, t < low_step + z3.RealVal("1/2")),
+        n <= low_step,
+        n <= low_step - 1,
+    ),
+    Lemma(
+        "a quantizer of a clip is a quantizer with fewer levels",
+        (
+            *HALF_EVEN,
+            low_step < high_step,
+            2 * (level - inside) <= 1,
+            2 * (inside - level) <= 1,
+            z3.Implies(2 * (level - inside) == 1, level % 2 == 0),
+            z3.Implies(2 * (inside - level) == 1, level % 2 == 0),
+            z3.Implies(2 * (t - whole) == 1, n % 2 == 0),
+        ),
+        level == clamped,
+        level == n,
     ),
     Lemma(
         "an input that stays in one cell has one output",

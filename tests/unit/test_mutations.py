@@ -266,6 +266,17 @@ def half_step(f: Function) -> Function:
     return replace(f, step=f.step / 2) if f.step else f
 
 
+class Late(Function):
+    """A staircase whose jumps come half a step late."""
+
+    def run(self, z: Array) -> Array:
+        return np.clip(np.floor(z / self.step) * self.step, self.low, self.high) if self.step else self.at(z)
+
+
+def late(f: Function) -> Function:
+    return Late(**{each.name: getattr(f, each.name) for each in fields(f)}) if f.step else f
+
+
 def no_leak(f: Function) -> Function:
     return Function("relu") if f.kind == "leaky" else f
 
@@ -331,6 +342,7 @@ BUGS = [
     Bug("quantizer without saturation", product=with_functions(unsaturated)),
     Bug("quantizer with a wrong zero point", product=with_functions(shifted)),
     Bug("quantizer with half a step", product=with_functions(half_step)),
+    Bug("quantizer that rounds down", product=with_functions(late)),
     Bug("leak forgotten", product=with_functions(no_leak)),
     Bug("clip at half of its limit", product=with_functions(half_clip)),
     Bug("pool takes the first", product=first_of_window),

@@ -61,7 +61,7 @@ def test_a_variant_is_certified_and_the_checker_agrees(tmp_path: Path) -> None:
 
 def test_the_cut_region_of_a_coarse_variant_is_a_union(tmp_path: Path) -> None:
     made = variant(tmp_path, net(tmp_path / "b.onnx", lambda w: np.rint(w * 64) / 64, "Softmax"))
-    ran = CliRunner().invoke(app, ["verify", str(made), "--epsilon", "0.003", "--timeout", "5", "--json"])
+    ran = CliRunner().invoke(app, ["verify", str(made), "--epsilon", "0.003", "--timeout", "1.5", "--json"])
     assert ran.exit_code in (1, 2), ran.output
     report = checker.check(made / "certificate.json")
     assert report.verdict in ("PARTIAL", "UNKNOWN"), report.reason

@@ -14,6 +14,7 @@ from kernels.proof import stat
 from kernels.proof.ir import IDENTITY, Function
 from kernels.proof.lines import GRID, Bound, Range, paired, single
 from kernels.proof.split import outward
+from kernels.proof.staircase import side
 
 FUNCTIONS = [
     Function("relu"), Function("leaky", alpha=0.1), Function("clip", -0.5, 1.5), IDENTITY, Function("sigmoid"),
@@ -43,6 +44,24 @@ def test_lines_of_one_function_hold(f: Function, low: float, width: float) -> No
         room = f.noise[1]
         assert at(lines.lower, z) - room <= value <= at(lines.upper, z) + room
         assert lines.range.low[0, 0] - room <= value <= lines.range.high[0, 0] + room
+
+
+@pytest.mark.parametrize("f", [each for each in FUNCTIONS if each.step], ids=lambda f: f"{f.step}")
+def test_a_staircase_lies_between_its_sides(f: Function) -> None:
+    """At random places, at the jumps themselves, and beside them; the sides are no farther than a step from it."""
+    rng = np.random.default_rng(3)
+    low = rng.uniform(1.5 * f.low - f.step, 1.2 * f.high, (1, 2000))
+    high = low + rng.choice([0.0, 1e-9, 0.3, 1.0, 4.0, 900.0], low.shape) * f.step * rng.random(low.shape)
+    z = low + rng.random((60, *low.shape)) * (high - low)
+    jumps = (np.rint(z / f.step - 0.5) + 0.5) * f.step
+    z = np.concatenate([z, low[None], high[None], *(jumps + move for move in (0.0, -f.noise[1] / 2, f.noise[1] / 2))])
+    z = np.clip(z, low, high)
+    early, late = (f.run(z + sign * f.noise[1] / 2) for sign in (-1, 1))  # what a rounded division may make of it
+    above, below = (side(f, low, high, sign, 1e-12 + 0 * low).at(z) for sign in (1.0, -1.0))
+    assert (above >= late - 1e-12).all() and (below <= early + 1e-12).all()
+    assert (above - below <= 2 * f.step + 1e-9).all()
+    still = f.run(low - 2 * f.noise[1]) == f.run(high + 2 * f.noise[1])
+    assert still.any() and (above == below)[:, still].all()
 
 
 @given(

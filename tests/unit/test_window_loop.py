@@ -65,6 +65,7 @@ class Log:
     calls: int = 0
     closed: bool = False
     member: str = "m"
+    away: bool = False
     on_assign: Any = None
     on_revoke: Any = None
 
@@ -114,6 +115,10 @@ class Log:
         records = self.records[where.topic, where.partition]
         return (records[0].at, records[-1].at + 1) if records else (0, 0)
 
+    def list_topics(self, topic: str, timeout_s: float) -> None:
+        if self.away:
+            raise KafkaException(KafkaError(KafkaError._TRANSPORT))
+
     def unsubscribe(self) -> None:
         self.member = ""
 
@@ -130,6 +135,7 @@ class Written:
     windows: list[Window] = field(default_factory=list)
     members: list[Any] = field(default_factory=list)
     closed: bool = False
+    waited_s: float = 0.0
 
     def open(self, beat: Callable[[], None]) -> None:
         beat()
@@ -146,6 +152,9 @@ class Written:
         for each in window.ranges:
             assert self.committed[each.topic, each.partition] == each.start  # ranges chain without a hole
             self.committed[each.topic, each.partition] = each.stop
+
+    def waits_s(self, now: float) -> float:
+        return self.waited_s
 
     def close(self) -> None:
         self.closed = True
@@ -383,5 +392,21 @@ def test_any_order_of_trouble_loses_and_doubles_nothing(seed: int) -> None:
     log.steps[1] = lambda it: it.assign(*it.records)
     log.steps[200] = everything_back
     sink.fails = [Discarded("aborted") for _ in range(5)]
-    run(log, sink, LaneLimits(0.0, rnd.choice((5, 40, 1000)), 10_000), until=400)
+    run(log, sink, LaneLimits(0.0, rnd.choice((5, 40, 1000)), 10_000), until=800)
     assert sorted(sink.places) == all_places(log)
+
+
+@pytest.mark.parametrize(
+    ("waited_s", "away", "stuck", "beats"), [(0.0, False, False, 0), (3.0, False, False, 1), (60.0, True, False, 1),
+                                             (60.0, False, True, 1)],
+)  # fmt: skip
+def test_a_lane_that_waits_for_kafka_lives_unless_kafka_answers(
+    waited_s: float, away: bool, stuck: bool, beats: int
+) -> None:
+    log = log_of([0])
+    lane = run(log, start(log))
+    lane.sink.waited_s, log.away = waited_s, away  # type: ignore[attr-defined]
+    beaten: list[int] = []
+    lane.beat = lambda: beaten.append(1)
+    assert lane.stuck(0.0) == stuck
+    assert len(beaten) == beats

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from schemas.errors import BadSetting
-from tests.unit import test_supervisor_targets as targets
+from tests.integration import supervised as targets
 from workers.backoff import BackoffLimits
 from workers.slot import Slot
 from workers.supervisor import ChildSpec, Event, Supervisor
@@ -229,7 +229,7 @@ def test_children_that_share_a_slot_are_refused(tmp_path: Path) -> None:
 
 def test_child_starts_fast_and_warm(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    template = Template(["numpy", "confluent_kafka", "fastavro", "onnxruntime", "tests.unit.test_supervisor_targets"])
+    template = Template(["numpy", "confluent_kafka", "fastavro", "onnxruntime", "tests.integration.supervised"])
     try:
         took = []
         for _ in range(5):
@@ -250,7 +250,7 @@ def test_child_starts_fast_and_warm(tmp_path: Path) -> None:
 
 @contextmanager
 def supervisor_process(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    code = f"import pathlib, sys; sys.path[:] = {sys.path}; from tests.unit import test_supervisor_targets as t; "
+    code = f"import pathlib, sys; sys.path[:] = {sys.path}; from tests.integration import supervised as t; "
     process = subprocess.Popen(
         [sys.executable, "-c", f"{code}t.supervise(pathlib.Path({str(folder)!r}))"], stdout=subprocess.PIPE, text=True
     )
