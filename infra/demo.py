@@ -69,7 +69,8 @@ QUERIES = (
        round(score::numeric, 3) as score, decision, attributes, left(subject_pseudonym, 8) as subject, batch_rows
        from audit.decision order by received_at desc limit 5""",
     """select model, variant, requests, round(total_s_p50::numeric, 4) as p50_s,
-       round(total_s_p95::numeric, 4) as p95_s, round(total_s_p99::numeric, 4) as p99_s from audit.latency_by_model order by model, variant""",
+       round(total_s_p95::numeric, 4) as p95_s, round(total_s_p99::numeric, 4) as p99_s
+       from audit.latency_by_model order by model, variant""",
     """select model, hour, status, error_code, sum(requests) as requests, sum(rows) as rows
        from audit.outcome_by_model_hour group by 1, 2, 3, 4 order by model, hour, status""",
     """select model, attribute, "group", decision, n, round(selection_rate::numeric, 3) as selection_rate
