@@ -20,7 +20,7 @@ from kernels.session import Session
 from kernels.spec import ModelSpec
 
 ROWS_MAX = 16_384
-ROWS_MIN = 400  # of a slow model: fewer promise nothing, even where no decision changes
+ROWS_MIN = 480  # of a slow model: fewer promise nothing, even where no decision changes
 FRESH_ROWS_MIN = 200
 _RUN_S = 4.0  # of the original on these rows
 _RUN_S_MAX = 60.0  # and that for ROWS_MIN

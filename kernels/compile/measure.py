@@ -20,8 +20,9 @@ ROWS_MAX = 1024
 BYTES_MAX = 64 << 20  # of the inputs of one run
 _ROUNDS = 5
 _SLOW_ROUNDS = 2
-_SLOW_S = 0.05  # a run of one row that takes longer is tried up to 8 rows
-_SLOW_ROWS_MAX = 8
+_SLOW_S = 0.05  # of a run that is measured in few rounds
+_LONG_S = 0.15  # no more rows than 8 where a run of these takes so long
+_LONG_ROWS = 8
 _TURN_S = 0.004  # a contender runs about so long before the next one does
 _SIZE_S = 3.0  # no size larger than one whose run takes so long
 _FIT_WITHIN = 1.15
@@ -52,7 +53,7 @@ def seconds(
                 first[name] = min(first[name], _mean(each, feed, calls))
         for name, took in first.items():
             found[name][rows] = took
-        if slowest > _SIZE_S or (rows >= _SLOW_ROWS_MAX and slowest > _SLOW_S * _SLOW_ROWS_MAX):
+        if slowest > _SIZE_S or (rows >= _LONG_ROWS and slowest > _LONG_S):
             break
     return found
 

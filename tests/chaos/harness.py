@@ -121,10 +121,17 @@ class Running:
         """The events of these kinds, from the `since`-th on."""
         return [e for e in self.events[since:] if e["event"] in kinds and child in str(e.get("child", ""))]
 
-    def died(self) -> str:
-        """How each process ended, and what was said that is no event (a native library's last words)."""
-        ends = [f"{e['child']}: {e['exit_code']} {e['error']}" for e in self.named("died", "hung")]
-        return "\n".join([*ends, *self.other])
+    def died(self, child: str = "") -> str:
+        """How processes ended that nobody killed, and their last words; empty when none did.
+
+        Not those that ended themselves because librdkafka did not return from a call (docs/exactly-once.md).
+        """
+        ends = [
+            f"{e['child']}: {e['event']} {e['exit_code']} {e['error']}"
+            for e in self.named("died", "hung", child=child)
+            if not e["error"].startswith("Stuck")
+        ]
+        return "\n".join([*ends, *self.other]) if ends else ""
 
     def children(self) -> dict[str, int]:
         """The pids of the children that live, by name."""

@@ -73,7 +73,7 @@ def test_instances_are_added_restarted_and_removed(make_place: Callable[..., Pla
         drained(place, requests, reader)
         assert running.stop() == 0, running.tail()
     exactly_once(place, requests)
-    assert not running.named("died"), running.died()
+    assert not running.died()
 
 
 @pytest.mark.skipif(not LONG, reason="LRAI_CHAOS_LONG is not set; tests/integration/test_rules.py has the short form")

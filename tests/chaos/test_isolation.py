@@ -103,7 +103,7 @@ def test_a_model_that_keeps_crashing(make_place: Callable[..., Place], show: Sho
     waited = latencies(load, reader, "steady", ready)
     show(f"beside a model that keeps crashing: {quantiles(waited)}")
     assert sorted(waited)[int(len(waited) * 0.95)] < UNTOUCHED_S_MAX
-    assert not running.named("died", child="work-steady"), running.died()
+    assert not running.died("work-steady")
 
 
 def poisoned(
@@ -127,7 +127,7 @@ def poisoned(
     waited = latencies(load, reader, "steady", began)
     show(f"steady beside it: {quantiles(waited)}")
     assert sorted(waited)[int(len(waited) * 0.95)] < UNTOUCHED_S_MAX
-    assert not running.named("died", child="work-steady"), running.died()
+    assert not running.died("work-steady")
     return running
 
 
