@@ -257,14 +257,18 @@ def compile_(
         float, typer.Option(min=0, max=1, help="Share of decisions that a variant keeps; 0 takes any.")
     ] = 0.99,
     budget: Annotated[float, typer.Option(min=0, help="Error of mixed bit widths, as a share of the outputs.")] = 0.01,
+    certify_s: Annotated[float, typer.Option(min=0, help="Seconds for certificates of what is kept; 0: none.")] = 30.0,
 ) -> None:  # fmt: skip
     """Makes smaller and faster variants of a model, and keeps those worth having beside it."""
-    from infra.commands import compiling  # onnx and the runtime: nothing that other commands need
+    from infra.commands import certification, compiling  # onnx and the runtime: nothing that other commands need
     from kernels.compile.compiler import Options
 
     options = Options(agreement_min, budget)
     found, spec = compiling.compile_folder(folder, calibration, ignore or [], options, errors)
-    compiling.show(out, found, spec)
+    rows = compiling.rows_of(calibration, spec, ignore or []) if calibration else None
+    with compiling.progress(errors) as step:
+        certified = certification.certify(spec, found.kept, rows, certify_s, step)
+    compiling.show(out, found, spec, certified.shown, certified.notes)
 
 
 @app.command()

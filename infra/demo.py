@@ -35,8 +35,9 @@ from infra.commands import shown
 from infra.demo_load import RATE, SECONDS, Feed, Figures, Listener
 from infra.parts import Parts, parts
 from infra.server import PartsError, cache_folder
-from kernels import manifest
+from kernels import gate, manifest
 from kernels.manifest import Manifest
+from kernels.repository import load_model
 from schemas.errors import LraiError
 from streams import clients
 from streams.settings import Settings, load
@@ -64,13 +65,14 @@ finally:
         shutil.rmtree(folder, ignore_errors=True)
 """
 QUERIES = (
-    """select request_id, model, status, round(score::numeric, 3) as score, decision, attributes,
-       left(subject_pseudonym, 8) as subject, round(queue_s::numeric, 4) as queue_s, batch_rows
+    """select request_id, model, variant, left(certificate, 8) as certificate, status,
+       round(score::numeric, 3) as score, decision, attributes, left(subject_pseudonym, 8) as subject, batch_rows
        from audit.decision order by received_at desc limit 5""",
-    """select model, requests, round(total_s_p50::numeric, 4) as p50_s, round(total_s_p95::numeric, 4) as p95_s,
-       round(total_s_p99::numeric, 4) as p99_s from audit.latency_by_model order by model""",
-    """select model, hour, status, error_code, requests, rows
-       from audit.outcome_by_model_hour order by model, hour, status""",
+    """select model, variant, requests, round(total_s_p50::numeric, 4) as p50_s,
+       round(total_s_p95::numeric, 4) as p95_s, round(total_s_p99::numeric, 4) as p99_s
+       from audit.latency_by_model order by model, variant""",
+    """select model, hour, status, error_code, sum(requests) as requests, sum(rows) as rows
+       from audit.outcome_by_model_hour group by 1, 2, 3, 4 order by model, hour, status""",
     """select model, attribute, "group", decision, n, round(selection_rate::numeric, 3) as selection_rate
        from audit.selection_rate_by_attribute where decision = 'high' order by attribute, "group" """,
 )
@@ -292,13 +294,8 @@ def _table(lines: list[tuple[str, float, float, int, float, float]]) -> Table:
     for name in ("", "in/s", "out/s", "in flight", "p50 ms", "p95 ms"):
         table.add_column(name, justify="right" if name else "left", min_width=9)
     for number, (name, rate_in, rate_out, flight, p50, p95) in enumerate(lines):
-        cells = (
-            name,
-            f"{rate_in:.0f}",
-            f"{rate_out:.0f}",
-            str(flight),
-            *(f"{each:.0f}" if each == each else "-" for each in (p50, p95)),
-        )
+        times = (f"{each:.0f}" if each == each else "-" for each in (p50, p95))
+        cells = (name, f"{rate_in:.0f}", f"{rate_out:.0f}", str(flight), *times)
         table.add_row(*cells, end_section=number == len(PRIORITIES) - 1)
     return table
 
@@ -307,17 +304,25 @@ def _variants(console: Console, place: Place) -> None:
     """What `lrai compile` made of each model, beside the original; `serves` is what model.toml prefers."""
     console.rule("compiled variants, on this machine")
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("model", "variant", "bits", "file kB", "us/row", "at rows", "faster", "max error", "labels", "serves"):
-        table.add_column(name, justify="left" if name in ("model", "variant", "bits", "serves") else "right")
+    for name in ("model", "variant", "bits", "file kB", "us/row", "at rows", "faster", "max error", "labels",
+                 "certificate", "serves"):  # fmt: skip
+        words = name in ("model", "variant", "bits", "certificate", "serves")
+        table.add_column(name, justify="left" if words else "right")
     for name in place.models:
         folder = place.settings.models / name / demo_models.VERSION
         original = manifest.read_original(folder)
         assert original is not None, "compiled with the others"
         found = [original, *manifest.read_variants(folder).values()]
-        serves = demo_models.SERVED if any(each.name == demo_models.SERVED for each in found) else original.name
+        (serves,) = load_model(place.settings.models, name, demo_models.VERSION).prefer or (original.name,)
         for each in found:
-            table.add_row(name, *_gain(each, original), "yes" if each.name == serves else "")
+            verdict = _verdict(folder / manifest.FOLDER / each.name / gate.FILE)
+            table.add_row(name, *_gain(each, original), verdict, "yes" if each.name == serves else "")
     console.print(table)
+
+
+def _verdict(certificate: Path) -> str:
+    """What is known of a variant over the range of the rows: the original answers outside of it."""
+    return str(json.loads(certificate.read_text())["verdict"]) if certificate.exists() else "-"
 
 
 def _gain(each: Manifest, original: Manifest) -> tuple[str, ...]:

@@ -26,6 +26,8 @@ VERSION = "1"
 INPUT = "features"
 OPSET = 17
 SERVED = "folded"
+CERTIFY_S = 4.0  # a model, at most
+TESTS = 20_000
 
 Floats = npt.NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
@@ -107,17 +109,23 @@ def _write(folder: Path, recipe: _Recipe) -> None:
 
 
 def _compile(folder: Path) -> None:
-    """As `lrai compile --calibration rows.npy`; the folded graph answers as exactly as the original and sooner."""
-    from infra.commands import compiling
+    """As `lrai compile --calibration rows.npy`; the folded graph is certified, which is proved or tested in seconds."""
+    from infra.commands import certifying, compiling
     from kernels.compile import compiler
 
     shutil.rmtree(folder / manifest.FOLDER, ignore_errors=True)
     spec = compiling.spec_of(folder)
     rows = compiling.rows_of(folder / "rows.npy", spec, ())
     compiled = compiler.compile_model(spec, rows, compiler.Options(), lambda step: None)
-    if any(each.name == SERVED for each in compiled.kept):
-        with (folder / "model.toml").open("a", encoding="utf-8") as file:
-            file.write(f'\n[variants]\nprefer = ["{SERVED}"]\n')
+    never, prefer = [each.name for each in compiled.kept], list[str]()
+    if SERVED in never:
+        where, epsilon = folder / manifest.FOLDER / SERVED, spec.epsilon_max
+        found, _ = certifying.certify(where, spec, None, rows, epsilon, "softmax", CERTIFY_S, tests=TESTS, balls=0)
+        if found["verdict"] in ("PROVED", "STATISTICAL"):
+            never.remove(SERVED)
+            prefer.append(SERVED)
+    with (folder / "model.toml").open("a", encoding="utf-8") as file:
+        file.write(f"\n[variants]\nprefer = {json.dumps(prefer)}\nnever = {json.dumps(never)}  # not certified\n")
 
 
 def _network(*hidden: int) -> BaseEstimator:

@@ -15,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from kernels import gate
 from kernels import manifest as manifests
+from kernels.gate import UNCERTIFIED, Admission
 from kernels.manifest import Manifest
 from kernels.session import KernelError, Profile, Session
 from kernels.spec import ModelSpec, VariantSpec
@@ -31,7 +33,7 @@ class InMemory:
     rows: int  # of a run
     row_s: float  # seconds a row in such runs
     alone: bool = False
-    certificate: str | None = None
+    admission: Admission = UNCERTIFIED
 
 
 def load_all(spec: ModelSpec, threads: int, cache: Path, mark: Path) -> tuple[list[InMemory], dict[str, str]]:
@@ -57,7 +59,7 @@ def load_original(spec: ModelSpec, threads: int, cache: Path) -> InMemory:
 
 
 def load_variant(spec: ModelSpec, variant: VariantSpec, threads: int, mark: Path | None = None) -> InMemory:
-    """A variant that has shown that it is the one that was compiled, and answers here as it did there.
+    """A variant that is certified, and has shown that it is the one that was compiled and answers here as it did there.
 
     `mark`: a file beside it says which variant is being loaded; where one is left over, the variant killed the process.
     Raises KernelError that says why it is refused.
@@ -69,6 +71,7 @@ def load_variant(spec: ModelSpec, variant: VariantSpec, threads: int, mark: Path
     try:
         found = manifests.read(folder / manifests.MANIFEST)
         _same_files(found, spec, variant, folder)
+        admission = gate.admit(spec, found, folder)
         alone = found.requests_per_run == 1
         own = replace(own, batch_rows=1) if alone else own
         options = found.session, found.provider, found.provider_options
@@ -79,7 +82,7 @@ def load_variant(spec: ModelSpec, variant: VariantSpec, threads: int, mark: Path
     except (OSError, manifests.BadManifest) as err:
         raise KernelError(str(err)) from err
     rows, row_s = _rows(own, Profile(found.profile.best_rows, found.profile.seconds))
-    return _warm(InMemory(variant.name, session, (own, threads, *options), rows, row_s, alone, found.certificate))
+    return _warm(InMemory(variant.name, session, (own, threads, *options), rows, row_s, alone, admission))
 
 
 @contextmanager

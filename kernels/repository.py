@@ -115,6 +115,8 @@ def _read_model(folder: Path) -> tuple[ModelSpec | None, list[Problem]]:
         labels=tuple(stated.labels) if stated.labels else _labels(facts), favourable=stated.favourable,
         sensitive_features=tuple(stated.sensitive_features), slo_p95_ms=stated.slo_p95_ms,
         prefer=tuple(stated.variants.prefer), under_load=tuple(stated.variants.under_load),
+        require_certificate=stated.require_certificate or ("proved" if stated.risk_class == "high" else "statistical"),
+        coverage_min=stated.coverage_min, epsilon_max=stated.epsilon_max,
     )  # fmt: skip
     names = [each.name for each in _folders(folder / FOLDER)] if (folder / FOLDER).is_dir() else []
     served = [name for name in names if name not in stated.variants.never]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
@@ -59,6 +59,10 @@ class ModelSettings(BaseModel):
     variants: Variants = Variants()
     members: list[Member] = Field(default_factory=list, max_length=64)
     joined: bool = False
+    risk_class: Literal["minimal", "limited", "high"] = "limited"
+    require_certificate: Literal["proved", "statistical", "none"] | None = None
+    coverage_min: Annotated[float, Field(ge=0, le=1)] = 0.0
+    epsilon_max: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
 
     @field_validator("buckets")
     @classmethod

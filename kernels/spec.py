@@ -77,6 +77,9 @@ class ModelSpec:
     variants: tuple[VariantSpec, ...] = ()  # those that may be served
     prefer: tuple[str, ...] = ()  # names of variants, the first that loads answers
     under_load: tuple[str, ...] = ()  # ever cheaper ones
+    require_certificate: str = "statistical"  # of a variant; or "proved" or "none"
+    coverage_min: float = 0.0  # the share of held-out rows in its region
+    epsilon_max: float = 0.01  # how far it may be from the original
 
     def of(self, variant: VariantSpec) -> ModelSpec:
         """The same model, answered by this variant."""

@@ -25,6 +25,8 @@ EXECUTION_S = Histogram("lrai_execution_seconds", "time of a kernel run", ["mode
 SWITCHES = Counter("lrai_variant_switches_total", "windows answered by another variant than the one before",
                    ["model", "version", "variant"])  # fmt: skip
 REFUSED = Counter("lrai_variants_refused_total", "variants that were not loaded", ["model", "version", "variant"])
+OUTSIDE = Counter("lrai_outside_region_requests_total", "requests outside of a variant's certified region",
+                  ["model", "version", "variant"])  # fmt: skip
 LATENCY_S = Histogram("lrai_latency_seconds", "from append to answer", ["lane", "model"], buckets=SECONDS)
 RESTARTS = Counter("lrai_restarts_total", "processes restarted", ["child"])
 AUDIT_DELAY = Gauge("lrai_audit_delay_seconds", "age of the newest decision when its row was committed")

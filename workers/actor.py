@@ -62,20 +62,23 @@ class Actor:
     serving: Release | None = None
 
     def __call__(self, window: Window, now_ms: int) -> Outcome:
-        """Answers for every request of the window, all with one variant. Raises IntegrityError."""
+        """Answers for every request of the window, with one variant, and the original outside of what it is certified
+        for. Raises IntegrityError."""
         records = [_record(value) for value in window.values]
         count = sum(record["count"] for record in records)
         loaded = self.choice.choose(self._load(window, now_ms, records), self.forced())
         if loaded.release != self.serving:
             self._switched(loaded.release)
-        if self.journal.begins(window):
-            loaded = replace(loaded, kernel=loaded.apart)
-        parts: list[list[Answered]] = []
+        apart = self.journal.begins(window)
+        parts: list[tuple[Release, list[Answered]]] = []
         for part in cuts(_beside_tensors(window.values, records), DECISIONS_BYTES_MAX):
-            merged = merge(records[part])
-            parts.append([each for requests in merged for each in self._answer(requests, loaded, now_ms)])
+            ends: dict[Release, list[Answered]] = {}
+            for by, requests in (pair for merged in merge(records[part]) for pair in self._split(merged, loaded)):
+                runs = replace(by, kernel=by.apart) if apart else by
+                ends.setdefault(by.release, []).extend(self._answer(requests, runs, now_ms))
+            parts += ends.items()
         self.journal.ended()
-        answered = [each for part in parts for each in part]
+        answered = [each for _, part in parts for each in part]
         if sum(len(each.requests) for each in answered) != count:
             raise IntegrityError(f"{count} requests came in, {sum(len(each.requests) for each in answered)} went out")
         now_us = time.time_ns() // 1000
@@ -83,7 +86,7 @@ class Actor:
         counts: Counter[str] = Counter()
         for each in answered:
             counts["ok" if each.error is None else each.error[0]] += len(each.requests)
-        found = [block for part in parts for block in blocks(self.spec, loaded.release, part, self.home, now_us)]
+        found = [block for by, part in parts for block in blocks(self.spec, by, part, self.home, now_us)]
         return Outcome(found, dict(counts))
 
     def _switched(self, release: Release) -> None:
@@ -92,6 +95,17 @@ class Actor:
             log("info", "variant", model=release.model, lane=self.lane, now=release.variant, was=self.serving.variant)
             meters.SWITCHES.labels(release.model, release.version, release.variant or "").inc()
         self.serving = release
+
+    def _split(self, requests: Merged, loaded: Loaded) -> list[tuple[Loaded, Merged]]:
+        """The variant with the requests whose every row it is certified for, the original with the others."""
+        if loaded.region is None:
+            return [(loaded, requests)]
+        inside = np.logical_and.reduceat(loaded.region.holds(requests.tensors[0].values), requests.starts)
+        if not inside.all():
+            names = loaded.release.model, loaded.release.version, loaded.release.variant or ""
+            meters.OUTSIDE.labels(*names).inc(int((~inside).sum()))
+        shares = ((loaded, inside), (self.choice.original, ~inside))
+        return [(by, requests.take(chosen)) for by, chosen in shares if chosen.any()]
 
     def _load(self, window: Window, now_ms: int, records: Sequence[dict[str, Any]]) -> Load:
         size = sum(len(value or b"") for value in window.values)

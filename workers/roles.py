@@ -108,11 +108,16 @@ def _loaded(settings: Settings, spec: ModelSpec, slot: Slot, beat: Callable[[], 
     for name, why in refused.items():
         meters.REFUSED.labels(spec.model, spec.version, name).inc()
         log("error", "a variant is refused; the original serves", model=spec.path, variant=name, error=why)
+    for each in found:
+        own = each.admission
+        if own.certificate:
+            log("info", "a variant is certified", model=spec.path, variant=each.name, kind=own.kind,
+                certificate=own.certificate, checked_s=round(own.checked_s, 3))  # fmt: skip
     return {
         each.name: Loaded(
-            Release(spec.model, spec.version, each.name, each.certificate), each.session,
+            Release(spec.model, spec.version, each.name, each.admission.certificate), each.session,
             IsolatedKernel(each.how, beat, min(RUN_S_MAX, settings.hang_s)), min(each.rows, settings.run_rows_max),
-            each.row_s, each.alone,
+            each.row_s, each.alone, each.admission.region,
         )
         for each in found
     }  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from kernels.region import Region
 from workers.answers import Outputs, Release
 
 SLO_SHARE = 0.5  # of the promised latency: so much may pass in the queue and the run before a cheaper variant answers
@@ -27,7 +28,7 @@ class Kernel(Protocol):
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """A variant in memory. `apart`: the same, in a process that may die alone; `rows_max`: of a run, and `row_s`
-    seconds a row in such runs; `alone`: a run holds one request."""
+    seconds a row in such runs; `alone`: a run holds one request; `region`: the inputs that it is certified for."""
 
     release: Release
     kernel: Kernel
@@ -35,6 +36,7 @@ class Loaded:
     rows_max: int
     row_s: float = 0.0
     alone: bool = False
+    region: Region | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +121,8 @@ class Choice:
         self, loaded: Mapping[str, Loaded], prefer: Sequence[str] = (), under_load: Sequence[str] = (),
         slo_s: float | None = None,
     ) -> None:  # fmt: skip
-        self.loaded = loaded
-        self.ladder = [next((loaded[name] for name in prefer if name in loaded), next(iter(loaded.values())))]
+        self.loaded, self.original = loaded, next(iter(loaded.values()))
+        self.ladder = [next((loaded[name] for name in prefer if name in loaded), self.original)]
         for name in under_load:
             if name in loaded and loaded[name].row_s < self.ladder[-1].row_s:
                 self.ladder.append(loaded[name])

@@ -16,11 +16,12 @@ from rich.console import Console
 from infra.commands import compiling
 from infra.commands.proving import bar, read_box
 from kernels import manifest as manifests
+from kernels.compile.rows import Rows
 from kernels.proof import certificate
 from kernels.proof.ir import F64, BadProblem
 from kernels.proof.question import Question, ask
 from kernels.proof.runtime import Options
-from kernels.proof.split import Box, Outcome, Search, outward
+from kernels.proof.split import Box, Outcome, Progress, Search, outward
 from kernels.proof.stat import Statistics, tested
 from kernels.proof.verify import check_box
 from kernels.spec import ModelSpec
@@ -39,19 +40,42 @@ def certified(
     original = folder.resolve().parent.parent
     if folder.resolve().parent.name != manifests.FOLDER or not (folder / "model.onnx").is_file():
         raise BadProblem(f"{folder}: is no variant; name MODELS/<model>/<version>/variants/<name>")
-    manifest = manifests.read(folder / manifests.MANIFEST)
     spec = compiling.spec_of(original)
-    question = _question(original, folder, manifest, quantity)
-    low, high, held = _region(question, spec, original, box, rows)
-    outward_low, outward_high = outward(low, high)
+    if rows is None and (original / _ROWS_FILE).is_file():
+        rows = original / _ROWS_FILE
+    if rows is None and box is None:
+        raise BadProblem(f"{original}: name the inputs with --box FILE.npz or --data FILE; there is no {_ROWS_FILE}")
+    given = compiling.rows_of(rows, spec, ()) if rows else None
     with bar(as_json) as progress:
-        search = Search(question, low[None], high[None], epsilon, began + 0.55 * timeout_s, keep_going=True)
-        outcome = search.run(progress)[0]
+        left_s = timeout_s - (time.monotonic() - began)
+        found, outcome = certify(folder, spec, box, given, epsilon, quantity, left_s, progress)
+    _show(found, outcome, as_json, folder)
+    return {"PROVED": 0, "REFUTED": 1}.get(found["verdict"], 2)
+
+
+def certify(
+    folder: Path, spec: ModelSpec, box: Path | None, given: Rows | None, epsilon: float, quantity: Any,
+    timeout_s: float, on_progress: Progress = lambda done, total: None, tests: int = TESTS, balls: int = _BALLS_MAX,
+) -> tuple[dict[str, Any], Outcome]:  # fmt: skip
+    """Writes the certificate of the variant in this folder, and its id into the manifest. Raises LraiError.
+
+    About the box of that file, else the range of the rows. At most `tests` random tests, and `balls` around rows.
+    """
+    began = time.monotonic()
+    original = folder.resolve().parent.parent
+    manifest = manifests.read(folder / manifests.MANIFEST)
+    question = _question(original, folder, manifest, quantity)
+    low, high, held = _region(question, spec, box, given)
+    outward_low, outward_high = outward(low, high)
+    search = Search(question, low[None], high[None], epsilon, began + 0.55 * timeout_s, keep_going=True)
+    outcome = search.run(on_progress)[0]
     left_s = began + 0.9 * timeout_s - time.monotonic()
-    statistics = tested(question, low, high, epsilon, TESTS, min(0.8 * left_s, 60.0))
+    statistics = tested(question, low, high, epsilon, tests, min(0.8 * left_s, 60.0))
     verdict = _verdict(outcome, statistics)
     coverage: dict[str, Any] = {"held_out": _share(outcome.root, held, epsilon, question), "rows": len(held)}
-    coverage["balls"] = _balls(question, held, outward_low, outward_high, epsilon, began + 0.97 * timeout_s)
+    if len(held):
+        coverage["box"] = float(((held >= outward_low) & (held <= outward_high)).all(1).mean())
+    coverage["balls"] = _balls(question, held[:balls], outward_low, outward_high, epsilon, began + 0.97 * timeout_s)
     models = {
         name: {"path": os.path.relpath(place / "model.onnx", folder), "sha256": digest}
         for name, place, digest in (("original", original, spec.sha256), ("variant", folder, manifest.model_sha256))
@@ -61,8 +85,7 @@ def certified(
     )  # fmt: skip
     certificate.write(folder / certificate.FILE, found)
     replace(manifest, certificate=found["id"]).write(folder / manifests.MANIFEST)
-    _show(found, outcome, as_json, folder)
-    return {"PROVED": 0, "REFUTED": 1}.get(verdict, 2)
+    return found, outcome
 
 
 def _question(original: Path, folder: Path, manifest: manifests.Manifest, quantity: Any) -> Question:
@@ -75,21 +98,14 @@ def _question(original: Path, folder: Path, manifest: manifests.Manifest, quanti
     return ask(original / "model.onnx", folder / "model.onnx", quantity, options)
 
 
-def _region(
-    question: Question, spec: ModelSpec, original: Path, box: Path | None, rows: Path | None
-) -> tuple[F64, F64, F64]:
+def _region(question: Question, spec: ModelSpec, box: Path | None, given: Rows | None) -> tuple[F64, F64, F64]:
     """low, high and held-out rows. Raises BadProblem."""
-    if rows is None and (original / _ROWS_FILE).is_file():
-        rows = original / _ROWS_FILE
-    if rows is None and box is None:
-        raise BadProblem(f"{original}: name the inputs with --box FILE.npz or --data FILE; there is no {_ROWS_FILE}")
     held = np.zeros((0, question.features))
     low = high = held
-    if rows is not None:
-        found = compiling.rows_of(rows, spec, ())
+    if given is not None:
         name = spec.inputs[0].name
         parts = [np.concatenate([each[name].reshape(-1, question.features) for each in group]).astype(np.float64)
-                 for group in (found.calibrate, found.judge)]  # fmt: skip
+                 for group in (given.calibrate, given.judge)]  # fmt: skip
         held, low, high = parts[1], parts[0].min(0), parts[0].max(0)
     if box is not None:
         lows, highs = read_box(box, question.features)
@@ -122,7 +138,6 @@ def _share(root: Box, rows: F64, epsilon: float, question: Question) -> float | 
 
 def _balls(question: Question, rows: F64, low: F64, high: F64, epsilon: float, deadline: float) -> dict[str, Any]:
     """How many balls around held-out rows are proved: reported, never a gate."""
-    rows = rows[:_BALLS_MAX]
     if not len(rows) or question.product is None:
         return {}
     radius = BALL * (high - low)
@@ -148,7 +163,8 @@ def _show(found: dict[str, Any], outcome: Outcome, as_json: bool, folder: Path) 
               f" largest seen {facts['seen']:.4g}, {len(leaves)} boxes. {outcome.reason}")  # fmt: skip
     share = found["coverage"]["held_out"]
     if share is not None:
-        out.print(f"{share:.1%} of {found['coverage']['rows']} held-out rows are inside proved boxes")
+        out.print(f"{share:.1%} of {found['coverage']['rows']} held-out rows are inside proved boxes,"
+                  f" {found['coverage']['box']:.1%} inside the whole box")  # fmt: skip
     if balls := found["coverage"]["balls"]:
         out.print(f"balls of {BALL} of the range around {balls['rows']} held-out rows: {balls['proved']} proved,"
                   f" {balls['refuted']} refuted")  # fmt: skip

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import zipfile
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -107,16 +108,20 @@ def progress(console: Console) -> Iterator[Callable[[str], None]]:
         yield step
 
 
-def show(console: Console, found: Compiled, spec: ModelSpec) -> None:
-    """The table of variants, why others are not there, and what to know."""
+def show(
+    console: Console, found: Compiled, spec: ModelSpec, certificates: Mapping[str, str] = MappingProxyType({}),
+    notes: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """The table of variants, why others are not there, and what to know. `certificates`: verdicts by variant."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("variant", "bits", "file kB", "memory MB", "1 row us", "8 rows us", "best us/row", "rows",
-                 "max error", "mean error", "labels", "beats the original"):  # fmt: skip
-        table.add_column(name, justify="left" if name in ("variant", "bits", "beats the original") else "right")
-    table.add_row(*_cells(found.original), "")
+                 "max error", "mean error", "labels", "certificate", "beats the original"):  # fmt: skip
+        left = name in ("variant", "bits", "certificate", "beats the original")
+        table.add_column(name, justify="left" if left else "right")
+    table.add_row(*_cells(found.original), "-", "")
     for each in found.kept:
         if each.manifest is not None:
-            table.add_row(*_cells(each.manifest), each.gains or "-")
+            table.add_row(*_cells(each.manifest), certificates.get(each.name, "none"), each.gains or "-")
     console.print(table)
     for each in found.tried:
         if each.refused:
@@ -126,7 +131,7 @@ def show(console: Console, found: Compiled, spec: ModelSpec) -> None:
     for reason in found.reasons:
         where = " ".join(part for part in (reason.op, reason.node) if part)
         console.print(f"{where + ': ' if where else ''}{reason.why}", markup=False, highlight=False)
-    for note in found.notes:
+    for note in (*notes, *found.notes):
         console.print(f"note: {note}", style="yellow", markup=False, highlight=False)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +17,11 @@ import psycopg
 import pytest
 from typer.testing import CliRunner
 
+from infra.commands.certifying import certify
 from infra.commands.variants import app
 from infra.parts import Parts
+from kernels import gate
+from kernels.compile import rows
 from kernels.manifest import BatchProfile
 from kernels.repository import load_model
 from kernels.session import Session
@@ -30,26 +34,39 @@ from tests.chaos.models import KILLS, crashing, killer
 from tests.variants import add
 from workers import slot
 
+Floats = npt.NDArray[np.float32]
 FEATURES = np.random.default_rng(3).standard_normal((24, 6), np.float32)
+RANGE = np.random.default_rng(4).uniform(-5, 5, (80, 6)).astype(np.float32)
+EPSILON = 0.5
 WAIT_S = 20.0
+
+
+def certificate_of(models: Path) -> Path:
+    return models / "net/1/variants/int8" / gate.FILE
 
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """net/1 with a quantized variant, and one that answers otherwise than its golden answers; killer/1, whose variant
-    `crashing` kills the process that loads it, and whose others one that runs a certain value."""
+    """net/1 with a quantized variant that is certified, one that is not, and one that answers otherwise than its golden
+    answers; killer/1, whose variant `crashing` kills the process that loads it, and whose others one that runs a
+    certain value."""
     folder = tmp_path_factory.mktemp("variants")
     nets.mlp(folder / "net/1/model.onnx", (6, 16, 3))
+    (folder / "net/1/model.toml").write_text(f"epsilon_max = {EPSILON}")
     spec = load_model(folder, "net", "1")
-    add(spec, "int8", certificate="c-1")
+    add(spec, "uncertified")
+    given = rows.given([{"features": RANGE}], spec, "range", "file")
+    certify(add(spec, "int8"), spec, None, given, EPSILON, "softmax", 4.0, tests=2_000, balls=0)
     golden = add(spec, "elsewhere") / "golden.npz"
+    shutil.copy(certificate_of(folder), golden.parent)  # the same graph
     arrays = dict(np.load(golden))
     np.savez(golden, **{**arrays, "output/probabilities": arrays["output/probabilities"] + 1})
     killer(folder / "killer/1/model.onnx")
     spec, value = load_model(folder, "killer", "1"), {"value": np.array([[5]])}
     add(spec, "same", value, killer, profile=BatchProfile(2048, 0.0, 1e-6, 2048, {2048: 2e-3}))  # few runs apart
     add(spec, "crashing", value, crashing)
-    (folder / "killer/1/model.toml").write_text('[variants]\nprefer = ["crashing", "same"]')
+    text = 'require_certificate = "none"\n[variants]\nprefer = ["crashing", "same"]'
+    (folder / "killer/1/model.toml").write_text(text)
     return folder
 
 
@@ -83,11 +100,11 @@ def variant(service: Service, *args: str) -> str:
     return str(done.exception or done.stdout)
 
 
-def asked(client: Client, name: str) -> list[tuple[Source, Record]]:
+def asked(client: Client, name: str, features: Floats = FEATURES) -> list[tuple[Source, Record]]:
     """A request a row, all answered OK."""
     tensor = {"name": "features", "datatype": "FP32", "shape": [1, 6]}
     records = [
-        request("net", [{**tensor, "data": row.tobytes()}], f"{name}-{i}") for i, row in enumerate(FEATURES)
+        request("net", [{**tensor, "data": row.tobytes()}], f"{name}-{i}") for i, row in enumerate(features)
     ]
     sources = client.send([framed(each) for each in records], "interactive")
     answers = [each.record() for each in client.wait(sources)]
@@ -107,25 +124,29 @@ def answered_by(client: Client, variant: str) -> list[tuple[Source, Record]]:
     return found
 
 
-def expected(service: Service, variant: str) -> npt.NDArray[np.float32]:
+def expected(service: Service, variant: str, features: Floats = FEATURES) -> Floats:
     spec = load_model(service.models, "net", "1")
     session = Session(spec if variant == "original" else spec.of(VariantSpec(variant)))
-    found: npt.NDArray[np.float32] = session.run({"features": FEATURES})["probabilities"]
+    found: Floats = session.run({"features": features})["probabilities"]
     return found
 
 
-def check(service: Service, found: list[tuple[Source, Record]], variant: str, certificate: str | None) -> None:
+def check(
+    service: Service, found: list[tuple[Source, Record]], variant: str, certificate: str | None,
+    features: Floats = FEATURES,
+) -> None:  # fmt: skip
     """The answers are that variant's, and so say the rows."""
     values = np.array([np.frombuffer(each["outputs"][0]["data"], "<f4") for _, each in found])
-    np.testing.assert_allclose(values, expected(service, variant), rtol=1e-5, atol=1e-6)
-    assert {each["certificate"] for _, each in found} == {certificate}
+    np.testing.assert_allclose(values, expected(service, variant, features), rtol=1e-5, atol=1e-6)
+    names = (variant, certificate)
+    assert {(each["variant"], each["certificate"]) for _, each in found} == {names}
 
-    def rows() -> dict[Source, str]:
+    def audited() -> dict[Source, tuple[str, str | None]]:
         with psycopg.connect(service.store) as connection:
-            query = "select request_topic, request_partition, request_offset, variant from audit.decision"
-            return {(topic, partition, offset): name for topic, partition, offset, name in connection.execute(query)}
+            query = "select request_topic, request_partition, request_offset, variant, certificate from audit.decision"
+            return {(row[0], row[1], row[2]): (row[3], row[4]) for row in connection.execute(query)}
 
-    until(lambda: all(rows().get(source) == variant for source, _ in found), WAIT_S, rows)
+    until(lambda: all(audited().get(source) == names for source, _ in found), WAIT_S, audited)
 
 
 def events(service: Service) -> list[tuple[str | None, ...]]:
@@ -143,12 +164,17 @@ def test_a_variant_is_forced_and_let_go(service: Service, client: Client) -> Non
     check(service, asked(client, "first"), "original", None)
     assert "int8 answers" in lrai(service, "variant", "set", "net", "int8", "--by", "ann", "--reason", "a test")
     found = answered_by(client, "int8")
-    check(service, found, "int8", "c-1")
+    certificate = json.loads(certificate_of(service.models).read_text())["id"]
+    check(service, found, "int8", certificate)
+    outside = np.concatenate([FEATURES[:3], 10 * np.sign(FEATURES[:3])])
+    split = asked(client, "outside", outside)  # the original answers what the variant is not certified for
+    check(service, split[:3], "int8", certificate, outside[:3])
+    check(service, split[3:], "original", None, outside[3:])
     assert np.abs(expected(service, "int8") - expected(service, "original")).max() > 1e-4
     shown = variant(service, "list", "net")
     assert "int8 is forced by ann: a test" in shown and "w8a8" in shown
     kill_the_actor(service)  # the next one knows before it answers
-    check(service, asked(client, "again"), "int8", "c-1")
+    check(service, asked(client, "again"), "int8", certificate)
     assert "policy and load choose" in variant(service, "clear", "net", "--by", "bob")
     check(service, answered_by(client, "original"), "original", None)
     assert "is forced" not in variant(service, "list", "net")
@@ -163,6 +189,7 @@ def refused(service: Service) -> dict[str, str]:
 
 def test_a_variant_that_answers_otherwise_is_refused_and_the_original_serves(service: Service, client: Client) -> None:
     assert "golden" in refused(service)["elsewhere"]
+    assert "it has no certificate" in refused(service)["uncertified"]
     variant(service, "set", "net", "elsewhere")
     check(service, asked(client, "elsewhere"), "original", None)
     variant(service, "clear", "net")

@@ -248,7 +248,7 @@ def resnet_int8(bench: Bench) -> Outcome:
         lrai = Path(sys.executable).with_name("lrai")
         command = [lrai, "compile", folder, "--agreement-min", "0"]  # of random weights nothing agrees
         subprocess.run(command, check=True, capture_output=True, timeout=900)
-        (folder / "model.toml").write_text('[variants]\nprefer = ["int8"]\n')
+        (folder / "model.toml").write_text('require_certificate = "none"\n[variants]\nprefer = ["int8"]\n')
     outcome = bench.outcome("resnet-int8", "The same compiled to int8, served by `prefer`", bench.few)
     requests = load.Requests("resnet50", "pixels", "UINT8", (1, 224, 224, 3))
     _against_raw(bench, outcome, requests, models, [1, 4, 8, 16], 0.92, "variants/int8")

@@ -18,6 +18,7 @@ import pytest
 
 from infra.commands import variants as commands
 from kernels import manifest as manifests
+from kernels.gate import UNCERTIFIED
 from kernels.loading import InMemory, load_all, load_original, load_variant
 from kernels.manifest import RunOptions
 from kernels.repository import check, load_model, load_repository
@@ -31,12 +32,13 @@ from tests.variants import PROFILE, add, describe
 from workers.isolate import IsolatedKernel
 
 ROOT = Path(__file__).parents[2]
+NONE = 'require_certificate = "none"\n'
 
 
 def model(tmp_path: Path, text: str = "") -> ModelSpec:
-    """m/1, an MLP, not compiled."""
+    """m/1, an MLP, not compiled; its variants need no certificate."""
     nets.mlp(tmp_path / "m/1/model.onnx", (6, 16, 3))
-    (tmp_path / "m/1/model.toml").write_text(text)
+    (tmp_path / "m/1/model.toml").write_text(NONE + text)
     return load_model(tmp_path, "m", "1")
 
 
@@ -53,7 +55,8 @@ def load(tmp_path: Path, name: str = "int8") -> InMemory:
 def test_a_variant_answers_as_it_was_compiled(tmp_path: Path) -> None:
     add(model(tmp_path), "int8", certificate="c-1")
     found = load(tmp_path)
-    assert (found.name, found.rows, found.alone, found.certificate) == ("int8", 32, False, "c-1")
+    assert (found.name, found.rows, found.alone) == ("int8", 32, False)
+    assert found.admission is UNCERTIFIED  # nobody looked at the certificate that the manifest names
     assert found.row_s == pytest.approx(4e-5 / 32)
     x = np.random.default_rng(1).standard_normal((9, 6), np.float32)
     exact = Session(again(tmp_path)).run({"features": x})["probabilities"]
@@ -185,6 +188,7 @@ def test_a_variant_that_kills_the_process_is_left_out_after_the_restart(tmp_path
 
 def killing(tmp_path: Path) -> ModelSpec:
     killer(tmp_path / "m/1/model.onnx")
+    (tmp_path / "m/1/model.toml").write_text(NONE)
     return again(tmp_path)
 
 
