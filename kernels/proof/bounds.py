@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kernels.proof.ir import F64, IDENTITY, MAGNITUDE_MAX, Expression, Function, Unsupported, rounding
-from kernels.proof.lines import Lines, Range, paired, single
+from kernels.proof.lines import Flags, Lines, Range, paired, single
 from kernels.proof.pair import Form, Mate, Product, original_form
 
 _OWN = 2.0**-50  # our own rounding of one sum, by its magnitude and terms
@@ -106,14 +106,16 @@ class Analysis:
         product, value = self.product, self.product.value(at)
         form = product.difference_form(expression, mate.argument)
         d_argument = self._argument(form, mate.argument, expression, mate.exact)
+        moves = self._moves(value)
         if mate.exact:
             z_argument = self._argument(original_form(mate.argument), mate.argument, None, True)
-            z, own = self._range(z_argument, (), False), None
+            z, own, moves = self._range(z_argument, (), False), None, np.ones_like(moves)
         else:
             own = int(product.mates[at - 1].value.base or 0)  # type: ignore[union-attr]
             z_argument, z = self.arguments[own]
+            moves = moves | self._moves(own)
         zv = self.arguments[value][1]
-        d = self._range(d_argument, None, True).meet(zv - z)
+        d = self._range(d_argument, None, False, moves).meet(zv - z)  # of two constants no difference is asked
         zv, z = zv.meet(z + d), z.meet(zv - d)
         f = mate.function
         theirs_lines = single(IDENTITY, z) if own is None else self.nodes[own].lines
@@ -123,6 +125,10 @@ class Analysis:
         node = product.difference(at)
         self.nodes[node] = Node((d_argument, z_argument), lines, noise)
         self.ranges[node] = _widened(lines.range, noise)
+
+    def _moves(self, node: int) -> Flags:
+        """Which values of the node are not constant over each box."""
+        return np.asarray((self.ranges[node].high > self.ranges[node].low).any(0))
 
     def _argument(
         self, form: Form, theirs: Expression | None, ours: Expression | None, exact_theirs: bool = False
@@ -153,8 +159,10 @@ class Analysis:
                 float_ = float_ + rounding(expression.count) * magnitude
         return Argument(form, exact, float_)
 
-    def _range(self, argument: Argument, breaks: tuple[float, ...] | None, always: bool) -> Range:
-        """Intervals, and back-substitution of those that a break divides (of all that vary without `breaks`)."""
+    def _range(
+        self, argument: Argument, breaks: tuple[float, ...] | None, always: bool, asked: Flags | None = None
+    ) -> Range:
+        """Intervals, and back-substitution of those that vary and are `asked`, `always`, or divided by a break."""
         form = argument.form
         middle, radius = form.constant[None], argument.exact + argument.float_
         for node, matrix in form.terms.items():
@@ -164,8 +172,8 @@ class Analysis:
         found = Range(middle - radius, middle + radius)
         if all(node == 0 for node in form.terms):
             return found
-        if always:
-            needed = (found.high > found.low).any(0)
+        if always or asked is not None:
+            needed = (found.high > found.low).any(0) & (True if asked is None else asked)
         else:
             needed = np.zeros(found.low.shape[1], bool)
             for each in breaks or ():

@@ -23,7 +23,7 @@ BOXES_MAX = 20_000  # of one task
 _BATCH_MAX = 256
 _BATCH_BYTES = 1 << 28
 _BATCH_FLOPS = 3e10
-_FEW_AXES = 12  # up to which boxes are cut evenly: influences on the bound are those of today's lines
+_CUT_BEFORE = 0.25  # measured on ACAS Xu, where 0 is best, and on tabular nets, where 1 is
 _CACHE_BYTES = 1 << 23
 _ROWS_READ = 256  # on which our reading of the models is compared with the runtime
 _ATTACKED_MAX = 16  # boxes of a batch that are attacked again
@@ -244,13 +244,14 @@ class Search:
         return 0.0 if self.question.quantity == "label" else self.epsilon
 
     def _cut(self, place: int, box: Box, influence: F64) -> None:
-        """Halves the box along the axis that counts most, or that is widest where there are few."""
+        """Halves the box along the axis that counts most for its bound, a little less where it was cut before.
+
+        Influences are those of today's lines, and change once a box is small.
+        """
         task = self.tasks[place]
-        gain = influence * (box.high - box.low)
+        share = (box.high - box.low) / np.maximum(task.root.high - task.root.low, 1e-300)
+        gain = influence * (box.high - box.low) * share**_CUT_BEFORE
         gain = np.where(np.isfinite(gain), gain, 0.0)
-        if len(gain) <= _FEW_AXES and gain.any():
-            whole = np.maximum(task.root.high - task.root.low, 1e-300)
-            gain = (box.high - box.low) / whole * (1 + 0.5 * gain / gain.max()) * (gain > 0)
         if not gain.any():
             gain = box.high - box.low
         axis = int(gain.argmax())
