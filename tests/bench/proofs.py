@@ -129,7 +129,7 @@ def groups(folder: Path) -> Iterator[Group]:
 def decide(group: Group, folder: Path, timeout_s: float) -> Iterator[tuple[int, float, str]]:
     """(sample, error, verdict) for each error bound; a bound proves all errors above it, an input refutes those below.
 
-    First bounds; then, where they leave a question, up to the timeout of attack; then a fifth of it of cutting.
+    First bounds; then, where they leave a question, the attack; then cutting, for a fifth of the timeout.
     """
     onnx.save(answering(build(floats(group.weights, group.label, 1 / 255), (784,)), (784,)), folder / "a.onnx")
     onnx.save(integers(group.net, group.label), folder / "b.onnx")
@@ -139,7 +139,7 @@ def decide(group: Group, folder: Path, timeout_s: float) -> Iterator[tuple[int, 
         low, high = group.low[place], group.high[place]
         starts = np.where(rng.random((12, 784)) < 0.5, low, high)
         enough = errors[errors * STRICT <= bound[place]].max()
-        worst[place] = Attack(group.weights, group.net, group.label, low, high).run(starts, enough, timeout_s)
+        worst[place] = Attack(group.weights, group.net, group.label, low, high).run(starts, enough)
     for error in ERRORS:
         asked = np.flatnonzero((worst < error) & (bound >= error * STRICT))
         if len(asked):
@@ -280,7 +280,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", choices=("qebverif", "acas"))
-    parser.add_argument("--timeout", type=float, default=5.0, help="seconds a task")
+    parser.add_argument("--timeout", type=float, default=5.0, help="seconds of proof a task; QEBVerif: a fifth of it")
     chosen = parser.parse_args()
     for name, run in (("qebverif", qebverif), ("acas", acas)):
         if chosen.only in (None, name):
