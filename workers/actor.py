@@ -101,9 +101,10 @@ class Actor:
         if loaded.region is None:
             return [(loaded, requests)]
         inside = np.logical_and.reduceat(loaded.region.holds(requests.tensors[0].values), requests.starts)
-        if not inside.all():
-            names = loaded.release.model, loaded.release.version, loaded.release.variant or ""
-            meters.OUTSIDE.labels(*names).inc(int((~inside).sum()))
+        if inside.all():
+            return [(loaded, requests)]
+        names = loaded.release.model, loaded.release.version, loaded.release.variant or ""
+        meters.OUTSIDE.labels(*names).inc(int((~inside).sum()))
         shares = ((loaded, inside), (self.choice.original, ~inside))
         return [(by, requests.take(chosen)) for by, chosen in shares if chosen.any()]
 
