@@ -71,8 +71,8 @@ QUERIES = (
     """select model, variant, requests, round(total_s_p50::numeric, 4) as p50_s,
        round(total_s_p95::numeric, 4) as p95_s, round(total_s_p99::numeric, 4) as p99_s
        from audit.latency_by_model order by model, variant""",
-    """select model, hour, status, error_code, sum(requests) as requests, sum(rows) as rows
-       from audit.outcome_by_model_hour group by 1, 2, 3, 4 order by model, hour, status""",
+    """select model, hour, status, error_code, requests, rows
+       from audit.outcome_by_model_hour order by model, hour, status""",
     """select model, attribute, "group", decision, n, round(selection_rate::numeric, 3) as selection_rate
        from audit.selection_rate_by_attribute where decision = 'high' order by attribute, "group" """,
 )

@@ -36,7 +36,7 @@ left join audit.worker w on w.id = s.worker_id;
 
 -- inside_s: queue and execution as measured by the stages; total_s: from the broker's timestamp to the answer.
 create view audit.latency_by_model as
-select r.model, r.version, r.variant, l.requests,
+select r.model, r.version, r.variant, r.certificate, l.requests,
        l.inside_s[1] as inside_s_p50, l.inside_s[2] as inside_s_p95, l.inside_s[3] as inside_s_p99,
        l.total_s[1] as total_s_p50, l.total_s[2] as total_s_p95, l.total_s[3] as total_s_p99
 from (
@@ -50,7 +50,7 @@ from (
 left join audit.release r on r.id = l.release_id;
 
 create view audit.outcome_by_model_hour as
-select r.model, r.version, o.hour, o.status, o.error_code, o.requests, o.rows
+select r.model, r.version, o.hour, o.status, o.error_code, sum(o.requests)::bigint as requests, sum(o.rows)::bigint as rows
 from (
     select release_id, date_trunc('hour', answered_at) as hour,
            (array['OK', 'REJECTED', 'EXPIRED', 'FAILED'])[status + 1] as status,
@@ -58,7 +58,8 @@ from (
     from audit.decision_row
     group by 1, 2, 3, 4
 ) o
-left join audit.release r on r.id = o.release_id;
+left join audit.release r on r.id = o.release_id
+group by 1, 2, 3, 4, 5;
 
 -- Of the n answered requests of a group, the share that got this decision.
 create view audit.selection_rate_by_attribute as
