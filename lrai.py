@@ -264,8 +264,8 @@ def compile_(
     from kernels.compile.compiler import Options
 
     options = Options(agreement_min, budget)
-    found, spec = compiling.compile_folder(folder, calibration, ignore or [], options, errors)
-    rows = compiling.rows_of(calibration, spec, ignore or []) if calibration else None
+    prover = certification.prover(certify_s)
+    found, spec, rows = compiling.compile_folder(folder, calibration, ignore or [], options, errors, prover)
     with compiling.progress(errors) as step:
         certified = certification.certify(spec, found.kept, rows, certify_s, step)
     compiling.show(out, found, spec, certified.shown, certified.notes)

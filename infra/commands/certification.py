@@ -22,6 +22,7 @@ from kernels.compile.net import Array, Net
 from kernels.compile.rows import Rows
 from kernels.manifest import Manifest
 from kernels.proof import verify
+from kernels.proof.ir import BadProblem
 from kernels.session import KernelError
 from kernels.spec import ModelSpec
 from schemas.errors import LraiError
@@ -124,27 +125,64 @@ def _variant(spec: ModelSpec, each: Manifest, rows: Rows, budget_s: float) -> _F
     return _Found(each.name, verdict, verdict == "PROVED")
 
 
+class Prover:
+    """Proves of forms of a model that they stay within its epsilon over the range of the rows, until the time is over.
+
+    Raises LraiError, OSError, MemoryError where nothing can be proved of the model.
+    """
+
+    def __init__(self, spec: ModelSpec, rows: Rows, deadline: float) -> None:
+        if len(spec.inputs) != 1:
+            raise BadProblem(f"{spec.path}: has {len(spec.inputs)} inputs; proofs are about one")
+        self.spec, self.deadline = spec, deadline
+        flat = np.concatenate([each[spec.inputs[0].name] for each in rows.calibrate]).astype(np.float64)
+        self.range = flat.reshape(len(flat), -1)
+
+    def proves(self, net: Net, share: float = 0.25) -> bool:
+        """In at most this share of the time that is left."""
+        left_s = self.deadline - time.monotonic()
+        if left_s <= 0:
+            return False
+        low, high = self.range.min(0), self.range.max(0)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            onnx.save(net.model, path)
+            found = verify.certify(Path(self.spec.path), path, low, high, self.spec.epsilon_max, share * left_s)
+        return found.verdict == "PROVED"
+
+
+def prover(budget_s: float) -> Callable[[ModelSpec, Rows], Callable[[Net], bool]] | None:
+    """For `lrai compile`: what finds the widths by proof, in a share of the time."""
+
+    def of(spec: ModelSpec, rows: Rows) -> Callable[[Net], bool]:
+        own: list[Prover] = []  # the time begins with the first proof
+
+        def proves(net: Net) -> bool:
+            try:
+                if not own:
+                    own.append(Prover(spec, rows, time.monotonic() + _SEARCH_SHARE * budget_s))
+                return own[0].proves(net)
+            except (LraiError, OSError, MemoryError, ValueError):  # its certificate says why
+                return False
+
+        return proves
+
+    return of if budget_s else None
+
+
 def fewest_bits(spec: ModelSpec, rows: Rows, deadline: float) -> str:
     """The fewest bits of weights alone, by halving, with which it is proved that the model stays within epsilon."""
     try:
         net = importing.read(spec).net
         found = [] if net is None else layers.find(net)[0]
-        if net is None or not found or len(spec.inputs) != 1:
+        if net is None or not found:
             return ""
-        flat = np.concatenate([each[spec.inputs[0].name] for each in rows.calibrate]).astype(np.float64)
-        flat = flat.reshape(len(flat), -1)
+        own = Prover(spec, rows, deadline)
         least, most, proved = BITS_MIN, BITS_MAX, 0
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.onnx"
-            while least <= most and (left_s := deadline - time.monotonic()) > 0:
-                bits = (least + most) // 2
-                onnx.save(_rounded(net, found, bits).model, path)
-                probes = 1 + (most - least).bit_length()
-                outcome = verify.certify(
-                    Path(spec.path), path, flat.min(0), flat.max(0), spec.epsilon_max, left_s / probes
-                )
-                is_proved = outcome.verdict == "PROVED"
-                least, most, proved = (least, bits - 1, bits) if is_proved else (bits + 1, most, proved)
+        while least <= most and time.monotonic() < deadline:
+            bits = (least + most) // 2
+            is_proved = own.proves(_rounded(net, found, bits), 1 / (1 + (most - least).bit_length()))
+            least, most, proved = (least, bits - 1, bits) if is_proved else (bits + 1, most, proved)
     except (LraiError, OSError, MemoryError, ValueError) as err:
         return f"how many bits could be proved is not known: {err}"
     if not proved:

@@ -7,7 +7,7 @@ import zipfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from infra.commands.request_files import BadFile
 from kernels import repository
 from kernels.compile import compiler, ensemble, rows
 from kernels.compile.compiler import Compiled
+from kernels.compile.proved import Proves
 from kernels.manifest import Manifest
 from kernels.spec import ModelSpec
 from schemas import framing, requests
@@ -155,14 +156,17 @@ def _cells(each: Manifest) -> list[str]:
 
 
 def compile_folder(
-    folder: Path, calibration: Path | None, ignored: Sequence[str], options: compiler.Options, console: Console
-) -> tuple[Compiled, ModelSpec]:
-    """Compiles a version of a model. Raises LraiError."""
+    folder: Path, calibration: Path | None, ignored: Sequence[str], options: compiler.Options, console: Console,
+    prover: Callable[[ModelSpec, rows.Rows], Proves] | None = None,
+) -> tuple[Compiled, ModelSpec, rows.Rows | None]:  # fmt: skip
+    """Compiles a version of a model; with a prover, widths are searched by proof, too. Raises LraiError."""
     with progress(console) as step:
         spec = spec_of(folder)
         step("reading the rows")
         given = rows_of(calibration, spec, ignored) if calibration else None
-        return compiler.compile_model(spec, given, options, step), spec
+        if prover and given:
+            options = replace(options, proves=prover(spec, given))
+        return compiler.compile_model(spec, given, options, step), spec, given
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import onnx
 import onnxruntime
 
 from kernels import devices, manifest
-from kernels.compile import candidates, importing, judge, measure, mixed, pareto, rows, runtime
+from kernels.compile import candidates, importing, judge, measure, mixed, pareto, proved, rows, runtime
 from kernels.compile.between import Between
 from kernels.compile.candidates import Candidate
 from kernels.compile.importing import Imported, Reason
@@ -47,10 +47,12 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Options:
-    """`agreement_min`: the share of decisions that a variant must keep; 0 takes any, for nets without training."""
+    """`agreement_min`: the share of decisions that a variant must keep; 0 takes any, for nets without training.
+    `proves`: whether a net is proved to be close enough to the original."""
 
     agreement_min: float = AGREEMENT_MIN
     budget: float = 0.01  # of the outputs' root mean square: the error that the mixed widths may make
+    proves: proved.Proves | None = None
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,8 @@ class _Compilation:
         yield from candidates.static(made)
         yield from candidates.one_request(made)
         yield from mixed.candidates(made, self.options.budget, self.progress)
+        if self.options.proves and (found := proved.candidate(made, self.options.proves, self.progress)):
+            yield found
 
     def _row_s(self) -> float:
         """Seconds a row of the original, roughly."""
@@ -227,13 +231,15 @@ class _Compilation:
         return found
 
     def _choose(self, original: measure.Seconds) -> None:
-        """Only what nothing else beats stays."""
+        """Only what nothing else beats stays; what is proved, if it beats the original."""
         first = _point(manifest.ORIGINAL, 0.0, _file_bytes(Path(self.spec.path).parent, self.spec.external), original)
         points = {
             each.name: _point(each.name, each.error.mean, _file_bytes(each.folder, each.external), each.seconds)
             for each in self.written
         }
-        by = pareto.front(first, list(points.values()))
+        sampled = [points[each.name] for each in self.written if each.candidate.kind != "proved"]
+        by = pareto.front(first, sampled)
+        by |= pareto.front(first, [each for each in points.values() if each not in sampled])
         for each in self.written:
             if name := by[each.name]:
                 self.refused[each.name] = f"{name} is as good in everything and better in something"

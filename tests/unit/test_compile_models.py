@@ -50,7 +50,7 @@ def compiled(models: Path) -> dict[str, Compiled]:
 def run(folder: Path, calibration: Path | None = None, options: Options | None = None) -> tuple[Compiled, str]:
     """What was compiled, and what a user sees."""
     console = Console(file=io.StringIO(), width=240)
-    found, spec = compiling.compile_folder(folder, calibration, [], options or Options(), console)
+    found, spec, _ = compiling.compile_folder(folder, calibration, [], options or Options(), console)
     compiling.show(console, found, spec)
     text = console.file
     assert isinstance(text, io.StringIO)

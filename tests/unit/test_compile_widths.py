@@ -8,10 +8,11 @@ import numpy as np
 import onnx
 import pytest
 
-from kernels.compile import allocate, candidates, importing, mixed, probe
-from kernels.compile.candidates import Bench
+from kernels.compile import allocate, candidates, importing, mixed, probe, proved
+from kernels.compile.candidates import Bench, Candidate
 from kernels.compile.layers import Plan, Width
 from kernels.compile.probe import Sensitivities
+from kernels.manifest import RunOptions
 from kernels.repository import load_model
 from tests import nets
 from tests.transformers import TINY, bert
@@ -82,3 +83,25 @@ def test_the_other_way_round_is_worse(tmp_path: Path) -> None:
     reverse = {layer.name: width for layer, width in zip(hurts[::-1], widths, strict=True)}
     assert size(made, plan) <= size(made, reverse)
     assert error(made, plan) < error(made, reverse)
+
+
+def test_a_search_by_proof_ends_where_nothing_narrower_is_proved(tmp_path: Path) -> None:
+    """What stands in for the proof: the error on some rows."""
+    made = measured(tmp_path / "mlp/1/model.onnx", "mlp").made
+    alike = [made.error(made.written({each.name: width for each in made.layers}), RunOptions())
+             for width in proved.WIDTHS]  # fmt: skip
+
+    def searched(within: float) -> Candidate | None:
+        return proved.candidate(made, lambda net: made.error(net, RunOptions()) <= within, lambda what: None)
+
+    assert searched(0.9 * alike[0]) is None  # nothing is proved
+    assert searched(1.1 * alike[2]) is None  # all layers alike
+    for within in (0.9 * alike[1], 0.5 * alike[2]):
+        found = searched(within)
+        assert found is not None
+        assert made.error(found.net, RunOptions()) <= within
+        plan = {each.name: Width(each.weight_bits, each.activation_bits) for each in found.layers}
+        assert len(set(plan.values())) > 1
+        for name, width in plan.items():
+            for narrower in proved.WIDTHS[proved.WIDTHS.index(width) + 1 :][:1]:
+                assert made.error(made.written({**plan, name: narrower}), RunOptions()) > within
