@@ -12,7 +12,7 @@ Array = npt.NDArray[Any]
 GRADIENT_STEPS = 4
 CLIMBED = 4  # the best so many are improved pixel by pixel
 CLIMBS = 30
-ROUNDS = 80  # from beside the best
+ROUNDS = 40  # from beside the best
 FLIPS = (1, 2, 3, 5, 8, 13, 21, 34, 55)
 
 
