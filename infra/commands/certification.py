@@ -29,6 +29,7 @@ from schemas.errors import LraiError
 
 TESTS = 20_000
 BITS_MIN, BITS_MAX = 2, 16
+LEAVES_MAX = 400  # more take an actor longer to check than it has
 _SEARCH_SHARE = 0.3  # of the time, for the number of bits
 _GRACE_S = 5.0  # beyond the time that is given, for its imports, before the process is killed
 
@@ -148,7 +149,7 @@ class Prover:
             path = Path(folder) / "model.onnx"
             onnx.save(net.model, path)
             found = verify.certify(Path(self.spec.path), path, low, high, self.spec.epsilon_max, share * left_s)
-        return found.verdict == "PROVED"
+        return found.verdict == "PROVED" and len(list(found.root.leaves())) <= LEAVES_MAX
 
 
 def prover(budget_s: float) -> Callable[[ModelSpec, Rows], Callable[[Net], bool]] | None:

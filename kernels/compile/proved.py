@@ -25,13 +25,16 @@ def candidate(made: Bench, proves: Proves, step: Step) -> Candidate | None:
         if not proves(made.written(trial)):
             break
         plan = trial
+    size = made.written(plan).model.ByteSize()
     for each in sorted(made.layers, key=lambda one: -layers.weight_of(made.net, one).size) if plan else ():
         for width in WIDTHS[WIDTHS.index(plan[each.name]) + 1 :]:
             step(f"proved: {each.name} in {width.weight} bits")
             trial = {**plan, each.name: width}
-            if not proves(made.written(trial)):
+            net = made.written(trial)
+            if not proves(net):
                 break
-            plan = trial
+            if net.model.ByteSize() < size:  # the scales of a small layer may be more than its bits save
+                plan, size = trial, net.model.ByteSize()
     if len(set(plan.values())) < 2:
         return None
     bits = " + ".join(f"w{width.weight}" for width in dict.fromkeys(plan.values()))

@@ -232,6 +232,9 @@ def _maxpool(net: Net, node: NodeProto) -> None:
 def _arithmetic(net: Net, node: NodeProto) -> None:
     """Add, Sub, Mul and Div with a constant; Add and Sub of two tensors of one shape."""
     op, one = node.op_type, Fraction(1)
+    if op == "Mul" and all(name in net.constants for name in node.input):
+        net.constants[node.output[0]] = _product(net, node)
+        return
     if all(name in net.tensors for name in node.input):
         a, b = _value(net, node), _value(net, node, 1)
         if a.shape != b.shape or op not in ("Add", "Sub"):
@@ -267,8 +270,21 @@ def _spread(net: Net, node: NodeProto, place: int, shape: tuple[int, ...]) -> li
     return [Fraction(found.values[each]) for each in flats]
 
 
+def _product(net: Net, node: NodeProto) -> Constant:
+    """float32(a * b) of constants, the smaller one repeated."""
+    shape = max((_known(net, node, place).shape for place in (0, 1)), key=lambda each: (math.prod(each), len(each)))
+    pairs = zip(_spread(net, node, 0, shape), _spread(net, node, 1, shape), strict=True)
+    return Constant(shape, [float32(float(a * b)) for a, b in pairs])  # 48 bits: a double holds them
+
+
 def _reshaped(net: Net, node: NodeProto) -> None:
     """Operators that keep the numbers and their order."""
+    if node.op_type == "Cast" and node.input[0] in net.constants:
+        found = _known(net, node, 0, False)
+        if attribute(node, "to", 0) != TensorProto.FLOAT or any(float32(each) != each for each in found.values):
+            raise Lacks(f"Cast {node.output[0]!r} to another type than float32, or of numbers that are none")
+        net.constants[node.output[0]] = Constant(found.shape, list(map(float, found.values)))
+        return
     source, op = _value(net, node), node.op_type
     shape = source.shape
     if op == "Cast" and (attribute(node, "to", 0) != TensorProto.FLOAT or source.levels):

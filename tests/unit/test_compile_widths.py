@@ -104,4 +104,6 @@ def test_a_search_by_proof_ends_where_nothing_narrower_is_proved(tmp_path: Path)
         assert len(set(plan.values())) > 1
         for name, width in plan.items():
             for narrower in proved.WIDTHS[proved.WIDTHS.index(width) + 1 :][:1]:
-                assert made.error(made.written({**plan, name: narrower}), RunOptions()) > within
+                net = made.written({**plan, name: narrower})
+                is_smaller = net.model.ByteSize() < found.net.model.ByteSize()
+                assert made.error(net, RunOptions()) > within or not is_smaller

@@ -398,14 +398,3 @@ def test_the_prover_as_it_is_is_caught_by_nobody() -> None:
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
 def test_bug_is_caught(bug: Bug) -> None:
     assert any(caught(bug, case) for case in cases())
-
-
-def main() -> None:
-    """By whom each bug is caught, and how often."""
-    for bug in BUGS:
-        by = [caught(bug, case) for case in cases()]
-        print(f"{bug.name:40} sampling {by.count('sampling'):3} checker {by.count('checker'):3} of {len(by)}")
-
-
-if __name__ == "__main__":
-    main()
