@@ -31,12 +31,15 @@ def nothing_more(window: Window, now_ms: int) -> Outcome:
 class StoreSink:
     """Offsets and rows in one Postgres transaction; while Postgres is away, windows wait in Kafka."""
 
+    patience_s = 60.0
+
     def __init__(self, store: Store, deadletter: str, beat: Callable[[], None]) -> None:
         self.store = store
         self.deadletter = deadletter
         self.beat = beat
         self.known: dict[Partition, int] = {}
         self.partitions_at = 0.0
+        self.calling = 0.0
 
     def open(self, beat: Callable[[], None]) -> None:
         self._daily()
@@ -94,8 +97,9 @@ class StoreSink:
         return found
 
     def waits_s(self, now: float) -> float:
-        """A store that takes its time is waited for; the heartbeats bound it."""
-        return 0.0
+        """Of one statement or transaction."""
+        calling = self.calling
+        return now - calling if calling else 0.0
 
     def close(self) -> None:
         self.store.close()
@@ -111,6 +115,7 @@ class StoreSink:
         said = False
         while True:
             self.beat()
+            self.calling = time.monotonic()
             try:
                 found = call()
             except StoreUnavailable as err:
@@ -119,6 +124,8 @@ class StoreSink:
                     said = True
                 time.sleep(RETRY_S)
                 continue
+            finally:
+                self.calling = 0.0
             if said:
                 log("info", "the audit store is back")
             return found

@@ -27,7 +27,6 @@ DISCARD_S = 0.005
 DISCARD_S_MAX = 0.5
 ADMIN_S = 5.0
 ASK_S = 1.0
-STUCK_S = 6.0
 LEAVE_S_MAX = 5.0
 TROUBLE_S = 60.0
 BACK_S = 1.0  # what was fetched before is still handed out after the loss
@@ -55,7 +54,12 @@ class Rejoins(LraiError):
 
 
 class Sink(Protocol):
-    """Where a stage writes what its windows became, together with the offsets."""
+    """Where a stage writes what its windows became, together with the offsets.
+
+    `patience_s`: how long a call to Kafka or to the store may last while Kafka answers.
+    """
+
+    patience_s: float
 
     def open(self, beat: Callable[[], None]) -> None:
         """Ends what a predecessor left open."""
@@ -71,7 +75,7 @@ class Sink(Protocol):
         """
 
     def waits_s(self, now: float) -> float:
-        """Seconds that a call to Kafka lasts already; 0 when there is none."""
+        """Seconds that a call to Kafka or to the store lasts already; 0 when there is none."""
         ...
 
     def close(self) -> None: ...
@@ -339,17 +343,18 @@ class Lane:
 
         librdkafka's send_offsets_to_transaction knows no end: it waits while Kafka is away, which is nothing to kill a
         process for, but also for a group coordinator that moved, or for a member that the group has replaced.
+        A store may take its time, too, but a connection that is lost without a word must not hold the lane for ever.
         """
         if not self.sink.waits_s(now):
             return False
         self.beat()
-        if self.sink.waits_s(now) < STUCK_S:
+        if self.sink.waits_s(now) < self.sink.patience_s:
             return False
         try:
             self.consumer.list_topics(self.topics[0], ASK_S)
         except KafkaException:
             return False
-        return self.sink.waits_s(time.monotonic()) > STUCK_S
+        return self.sink.waits_s(time.monotonic()) > self.sink.patience_s
 
     def _error(self, error: KafkaError) -> None:
         if error.code() in FENCED_CODES or (not error.retriable() and error.fatal()):

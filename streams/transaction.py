@@ -42,6 +42,8 @@ class KafkaSink:
     The offsets of both are applied in the order of their commits (the broker keeps the later record).
     """
 
+    patience_s = 6.0
+
     def __init__(self, configs: Sequence[Mapping[str, Any]], transaction_timeout_s: float) -> None:
         self.producers = [Producer(dict(each)) for each in configs]
         self.turn = 0

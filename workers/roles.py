@@ -197,7 +197,7 @@ def _lane(
 
 
 class Stuck(LraiError):
-    """A call to Kafka does not return though Kafka answers; the process starts again."""
+    """A call to Kafka or to the store does not return though Kafka answers; the process starts again."""
 
 
 class Assigned:

@@ -27,6 +27,7 @@ class Written:
     members: list[Any] = field(default_factory=list)
     closed: bool = False
     waited_s: float = 0.0
+    patience_s: float = 6.0
 
     def open(self, beat: Callable[[], None]) -> None:
         beat()
