@@ -14,7 +14,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
 	  || { echo "error: $(PYTHON) cannot make virtual environments: apt install python3-venv (or python3.11-venv)"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --progress-bar on --disable-pip-version-check -c constraints.txt -e '.[cpu,embedded,demo,test]'
+	$(BIN)/pip install --progress-bar on --disable-pip-version-check -c constraints.txt -e '.[cpu,embedded,demo,report,test]'
 	@touch $@
 
 demo: install

@@ -18,7 +18,10 @@ import fastavro
 
 from schemas.errors import BadRecord
 
-NAMES = ("inference_request", "inference_result", "inference_batch", "decision_batch", "source_ranges", "control")
+NAMES = (
+    *("inference_request", "inference_result", "inference_batch", "decision_batch", "source_ranges", "control"),
+    *("tally", "fairness", "drift", "alert", "label", "complaint"),
+)
 SINGLE_OBJECT = b"\xc3\x01"
 CONFLUENT = 0
 SINGLE_OBJECT_BYTES = 10
@@ -66,8 +69,13 @@ def fingerprint(text: str) -> bytes:
 
 
 @cache
-def _own_by_header() -> dict[bytes, str]:
-    return {header(name): name for name in NAMES}
+def known_headers() -> dict[bytes, tuple[str, Schema]]:
+    """Name and schema of what today's processes and those of every release write: topics keep old records."""
+    found = {}
+    for path in Path(__file__).parent.glob("released/*/*.avsc"):
+        text = path.read_text()
+        found[SINGLE_OBJECT + fingerprint(text)] = path.stem, parse(text)
+    return found | {header(name): (name, schema(name)) for name in NAMES}
 
 
 def encode(name: str, record: Mapping[str, Any]) -> bytes:
@@ -84,13 +92,14 @@ def encode_body(name: str, record: Mapping[str, Any]) -> bytes:
 
 def decode(value: bytes) -> tuple[str, dict[str, Any]]:
     """A record that LRAI framed itself: (schema name, record). Raises BadRecord."""
-    name = _own_by_header().get(value[:SINGLE_OBJECT_BYTES])
-    if name is None:
+    found = known_headers().get(value[:SINGLE_OBJECT_BYTES])
+    if found is None:
         raise BadRecord("unknown_schema", f"no schema of LRAI has the header {value[:SINGLE_OBJECT_BYTES].hex()}")
+    name, written = found
     body = io.BytesIO(value)
     body.seek(SINGLE_OBJECT_BYTES)
     try:
-        record: dict[str, Any] = fastavro.schemaless_reader(body, schema(name), None)  # type: ignore[assignment]
+        record: dict[str, Any] = fastavro.schemaless_reader(body, written, schema(name))  # type: ignore[assignment]
     except (EOFError, IndexError, ValueError, KeyError, OverflowError) as err:
         raise BadRecord("undecodable", f"the record is no {name}: {err}") from err
     return name, record

@@ -63,6 +63,7 @@ def all_topics(settings: Settings, releases: Iterable[tuple[str, str]]) -> dict[
     found.update({topics.results(prefix, each): plain for each in topics.PRIORITIES})
     found[topics.decisions(prefix)] = plain
     found[topics.deadletter(prefix)] = plain
+    found.update({topics.watched(prefix, each): plain for each in topics.WATCHED})
     found[topics.control(prefix)] = {"cleanup.policy": "compact", **large}
     return found
 

@@ -17,6 +17,7 @@ from streams.settings import Settings
 
 NAME = "control"
 VARIANT = "variant"
+FREEZE, UNFREEZE = "freeze", "unfreeze"
 EVERY_S = 0.25
 ASK_S = 0.05
 RECORDS_MAX = 1000  # taken at a time
@@ -24,7 +25,8 @@ RECORDS_MAX = 1000  # taken at a time
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """A change. `variant`: the one that answers, None where policy and load choose; `at`: ms since the epoch."""
+    """A change. `variant`: the one that answers, None where policy and load choose; `at`: ms since the epoch;
+    `id`, `evidence`: of a freeze, and of the unfreeze that names it."""
 
     kind: str
     model: str
@@ -33,11 +35,14 @@ class Control:
     by: str
     reason: str
     at: int
+    id: str | None = None
+    evidence: str | None = None
 
     @property
     def key(self) -> str:
         """The newest record of a key counts."""
-        return f"{self.kind}/{self.model}/{self.version}"
+        kind = FREEZE if self.kind == UNFREEZE else self.kind
+        return f"{kind}/{self.model}/{self.version}"
 
     def encode(self) -> bytes:
         return framing.encode(NAME, asdict(self))
@@ -84,6 +89,11 @@ class ControlState:
         """The variant that an operator asks for."""
         found = self.poll(now_s).get(f"{VARIANT}/{model}/{version}")
         return found.variant if found else None
+
+    def frozen(self, model: str, version: str, now_s: float) -> Control | None:
+        """The freeze that holds."""
+        found = self.poll(now_s).get(f"{FREEZE}/{model}/{version}")
+        return found if found and found.kind == FREEZE else None
 
     def close(self) -> None:
         self._consumer.close()

@@ -10,6 +10,12 @@ RESULTS = "results"  # .<priority>: coalesce, actor -> clients
 DECISIONS = "decisions"  # coalesce, actor -> audit writer
 DEADLETTER = "deadletter"  # coalesce -> audit writer, operators
 CONTROL = "control"  # compacted: the live state
+TALLIES = "tallies"  # actor, audit writer -> monitor, audit writer: counts of windows
+FAIRNESS = "fairness"  # monitor -> whoever watches, audit writer
+ALERTS = "alerts"  # monitor -> whoever is on call, audit writer
+LABELS = "labels"  # from clients: what really was so
+COMPLAINTS = "complaints"  # from clients
+WATCHED = (TALLIES, FAIRNESS, ALERTS, LABELS, COMPLAINTS)
 
 
 def requests(prefix: str, priority: str) -> str:
@@ -34,3 +40,8 @@ def deadletter(prefix: str) -> str:
 
 def control(prefix: str) -> str:
     return f"{prefix}.{CONTROL}"
+
+
+def watched(prefix: str, name: str) -> str:
+    """A topic of WATCHED."""
+    return f"{prefix}.{name}"
