@@ -123,4 +123,5 @@ def test_records_of_every_release_are_decoded(path: Path) -> None:
     record |= {"kind": "variant", "model": "m", "version": "1", "by": "ann", "reason": "r", "at": 1}
     fastavro.schemaless_writer(out, writer, record)
     head = framing.SINGLE_OBJECT + framing.fingerprint(path.read_text())
-    assert framing.decode(head + out.getvalue()) == ("control", record | {"variant": None, "id": None, "evidence": None})
+    added = {"variant": None, "id": None, "evidence": None}
+    assert framing.decode(head + out.getvalue()) == ("control", record | added)
