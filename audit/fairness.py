@@ -1,0 +1,296 @@
+"""Group fairness on counts: Fairlearn's definitions, and when a difference is established.
+
+A group is compared with the reference group, or else with all the others. Its difference is *established* when the anytime-valid
+confidence sequence (`audit.sequential`), corrected by Holm for the number of comparisons, excludes equality and the groups so
+found are further apart than the limit. `excludes_limit` demands that the sequence (corrected by Bonferroni) exclude every
+difference up to the limit. States add nothing to counts: merged counts give the merged assessment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import nan
+
+from audit.sequential import Count, half_width, holm, information, p_value, sufficient, wilson
+from schemas.errors import BadSetting, IntegrityError
+
+FREEZE_ON = ("established", "excludes_limit", "never")
+STATES = ("insufficient", "ok", "warn", "alarm")  # from the least to the worst
+OTHERS = "*"
+RATES = ("; of true positive rates", "; of false positive rates")
+
+
+@dataclass(frozen=True, slots=True)
+class Confusion:
+    """Of one group, decisions with a known outcome."""
+
+    decided: int
+    favourable: int
+    positive: int  # favourable outcomes
+    true_positive: int  # of them with a favourable decision
+
+    @property
+    def positives(self) -> Count:
+        return self.positive, self.true_positive
+
+    @property
+    def negatives(self) -> Count:
+        return self.decided - self.positive, self.favourable - self.true_positive
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One group beside what it is compared with."""
+
+    group: str
+    decided: int
+    favourable: int
+    rate: float
+    low: float  # Wilson interval of the rate, 95 % at one look
+    high: float
+    compared_with: str  # the reference group, or *: all the others
+    difference: float  # own rate less the other's
+    difference_low: float  # anytime-valid, at the level of Holm; -1 and 1 where the counts are too small
+    difference_high: float
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """What the counts say by one definition."""
+
+    definition: str
+    value: float  # largest rate less smallest, of groups with decisions
+    ratio: float  # smallest over largest; 1 where no group has a favourable decision
+    state: str  # the worst of the groups; insufficient where no group can be compared
+    established: bool  # freeze
+    method: str
+    groups: tuple[Group, ...]  # by name
+
+
+@dataclass(frozen=True, slots=True)
+class _Comparison:
+    group: str
+    own: Count
+    compared_with: str
+    other: Count
+
+    @property
+    def difference(self) -> float:
+        return _rate(self.own) - _rate(self.other)
+
+    @property
+    def information(self) -> float:
+        return information(self.own, self.other) if sufficient(self.own, self.other) else 0.0
+
+
+def selection_rate(counts: Mapping[str, Count]) -> dict[str, float]:
+    """Favourable decisions over decisions by group; 0 for a group without decisions.
+
+    >>> selection_rate({"F": (10, 3), "M": (10, 4)})
+    {'F': 0.3, 'M': 0.4}
+    """
+    return {group: _rate(count) for group, count in counts.items()}
+
+
+def demographic_parity_difference(counts: Mapping[str, Count]) -> float:
+    """Largest less smallest selection rate.
+
+    >>> round(demographic_parity_difference({"F": (10, 3), "M": (10, 4)}), 12)
+    0.1
+    """
+    return _difference(counts)
+
+
+def demographic_parity_ratio(counts: Mapping[str, Count]) -> float:
+    """Smallest over largest selection rate; NaN where all are 0, as in Fairlearn.
+
+    >>> demographic_parity_ratio({"F": (10, 3), "M": (10, 4)})
+    0.75
+    """
+    rates = selection_rate(counts).values()
+    return min(rates) / max(rates) if any(rates) else nan
+
+
+def equalized_odds_difference(confusions: Mapping[str, Confusion]) -> float:
+    """The greater of the differences of true positive and false positive rates."""
+    return max(_difference(_positives(confusions)), _difference(_negatives(confusions)))
+
+
+def equal_opportunity_difference(confusions: Mapping[str, Confusion]) -> float:
+    """Largest less smallest true positive rate."""
+    return _difference(_positives(confusions))
+
+
+def impact_ratio(counts: Mapping[str, Count]) -> dict[str, float]:
+    """Each selection rate over the largest (New York City Local Law 144); NaN where all are 0.
+
+    >>> impact_ratio({"F": (10, 3), "M": (10, 4)})
+    {'F': 0.75, 'M': 1.0}
+    """
+    rates = selection_rate(counts)
+    largest = max(rates.values(), default=0.0)
+    return {group: rate / largest if largest else nan for group, rate in rates.items()}
+
+
+def demographic_parity(
+    counts: Mapping[str, Count],
+    limit: float,
+    alpha: float,
+    reference: str | None = None,
+    freeze_on: str = "established",
+) -> Assessment:
+    """Assess selection rates; counts: group -> (decided, favourable), all since the epoch began.
+
+    Raises BadSetting for a limit, level or freeze_on that makes no sense, IntegrityError for counts that cannot be.
+    """
+    return _assess("demographic_parity_difference", (counts,), limit, alpha, reference, freeze_on)
+
+
+def odds(
+    counts: Mapping[str, Confusion],
+    limit: float,
+    alpha: float,
+    reference: str | None = None,
+    freeze_on: str = "established",
+) -> tuple[Assessment, ...]:
+    """Assess equalized odds (Holm over both rates of all groups) and equal opportunity.
+
+    The groups of equalized odds are those of the rate, true positive or false positive, that is worse; `method` names it.
+    """
+    positives, negatives = _positives(counts), _negatives(counts)
+    both = _assess("equalized_odds_difference", (positives, negatives), limit, alpha, reference, freeze_on)
+    return both, _assess("equal_opportunity_difference", (positives,), limit, alpha, reference, freeze_on)
+
+
+def _assess(
+    definition: str,
+    parts: tuple[Mapping[str, Count], ...],
+    limit: float,
+    alpha: float,
+    reference: str | None,
+    freeze_on: str,
+) -> Assessment:
+    _check(parts, limit, alpha, freeze_on)
+    compared = [_comparisons(counts, reference) for counts in parts]
+    levels = _levels(compared, alpha)
+    strict = alpha / max(len(levels), 1) if freeze_on == "excludes_limit" else None
+    judged = [
+        _groups(
+            [(each, levels.get(_hypothesis(part, each, comparisons), alpha)) for each in comparisons], limit, strict
+        )
+        for part, comparisons in enumerate(compared)
+    ]
+    decided = [{group: count for group, count in counts.items() if count[0]} for counts in parts]
+    values = [_difference(counts) for counts in decided]
+    shown = max(range(len(parts)), key=lambda part: (_worst(judged[part]), values[part]))
+    state = STATES[max(map(_worst, judged))]
+    return Assessment(
+        definition,
+        max(values),
+        min(map(_ratio, decided)),
+        state,
+        state == "alarm" and freeze_on != "never",
+        f"normal-mixture confidence sequence, Holm over {len(levels)} at {alpha:g}"
+        + ("", RATES[shown])[len(parts) > 1],
+        judged[shown],
+    )
+
+
+def _check(parts: tuple[Mapping[str, Count], ...], limit: float, alpha: float, freeze_on: str) -> None:
+    if not 0 < limit <= 1:
+        raise BadSetting(f"disparity_limit is {limit}; it is a difference of rates: above 0, at most 1")
+    if not 0 < alpha < 1:
+        raise BadSetting(f"fairness_alpha is {alpha}; it is a probability: between 0 and 1")
+    if freeze_on not in FREEZE_ON:
+        raise BadSetting(f'freeze_on is "{freeze_on}"; give one of {", ".join(FREEZE_ON)}')
+    for counts in parts:
+        for group, (decided, favourable) in counts.items():
+            if not 0 <= favourable <= decided:
+                raise IntegrityError(f'group "{group}" has {favourable} favourable of {decided} decisions')
+
+
+def _comparisons(counts: Mapping[str, Count], reference: str | None) -> list[_Comparison]:
+    decided = sum(count[0] for count in counts.values())
+    favourable = sum(count[1] for count in counts.values())
+    found = []
+    for group, own in sorted(counts.items()):
+        if reference is None:
+            found.append(_Comparison(group, own, OTHERS, (decided - own[0], favourable - own[1])))
+        else:
+            found.append(_Comparison(group, own, reference, counts.get(reference, (0, 0))))
+    return found
+
+
+def _hypothesis(part: int, comparison: _Comparison, comparisons: list[_Comparison]) -> tuple[int, str]:
+    """What a comparison tests; of two groups without a reference, either says the same about the other."""
+    seen = [each.group for each in comparisons if each.own[0]]
+    mirrored = len(seen) == 2 and comparison.compared_with == OTHERS
+    return part, seen[0] if mirrored else comparison.group
+
+
+def _levels(compared: list[list[_Comparison]], alpha: float) -> dict[tuple[int, str], float]:
+    """By hypothesis. Groups too small to be tested count, too: a correction that grew with them would be too small before."""
+    p_values = {
+        _hypothesis(part, each, comparisons): p_value(each.difference, each.information)
+        for part, comparisons in enumerate(compared)
+        for each in comparisons
+        if each.own[0] and each.group != each.compared_with
+    }
+    return dict(zip(p_values, holm(list(p_values.values()), alpha), strict=True))
+
+
+def _groups(judged: list[tuple[_Comparison, float]], limit: float, strict: float | None) -> tuple[Group, ...]:
+    """strict: the level at which the sequence must exclude the limit; None: equality is enough."""
+    excluded = [each for each, level in judged if abs(each.difference) > half_width(each.information, level)]
+    found = []
+    for each, level in judged:
+        half = half_width(each.information, level)
+        state = "ok"
+        if not each.information:
+            state = "ok" if each.group == each.compared_with and each.own[0] else "insufficient"
+        elif each in excluded:
+            beyond = _apart(each, excluded) > limit
+            if strict is not None:
+                beyond = abs(each.difference) - half_width(each.information, strict) > limit
+            state = "alarm" if beyond else "warn"
+        low, high = wilson(each.own)
+        bounds = max(each.difference - half, -1.0), min(each.difference + half, 1.0)
+        rate = _rate(each.own)
+        found.append(Group(each.group, *each.own, rate, low, high, each.compared_with, each.difference, *bounds, state))
+    return tuple(found)
+
+
+def _apart(comparison: _Comparison, excluded: list[_Comparison]) -> float:
+    """How far a group is from what it is compared with, or from a group that lies on the other side of it."""
+    opposite = [each for each in excluded if each.difference * comparison.difference < 0]
+    gaps = [abs(_rate(comparison.own) - _rate(each.own)) for each in opposite]
+    return max(abs(comparison.difference), *gaps, 0.0)
+
+
+def _worst(groups: tuple[Group, ...]) -> int:
+    compared = [each for each in groups if each.group != each.compared_with]
+    return max((STATES.index(each.state) for each in compared), default=0)
+
+
+def _rate(count: Count) -> float:
+    return count[1] / count[0] if count[0] else 0.0
+
+
+def _difference(counts: Mapping[str, Count]) -> float:
+    rates = [_rate(count) for count in counts.values()]
+    return max(rates) - min(rates) if rates else 0.0
+
+
+def _ratio(counts: Mapping[str, Count]) -> float:
+    rates = [_rate(count) for count in counts.values()]
+    return min(rates) / max(rates) if any(rates) else 1.0
+
+
+def _positives(confusions: Mapping[str, Confusion]) -> dict[str, Count]:
+    return {group: each.positives for group, each in confusions.items()}
+
+
+def _negatives(confusions: Mapping[str, Confusion]) -> dict[str, Count]:
+    return {group: each.negatives for group, each in confusions.items()}
