@@ -28,6 +28,7 @@ REFUSED = Counter("lrai_variants_refused_total", "variants that were not loaded"
 OUTSIDE = Counter("lrai_outside_region_requests_total", "requests outside of a variant's certified region",
                   ["model", "version", "variant"])  # fmt: skip
 LATENCY_S = Histogram("lrai_latency_seconds", "from append to answer", ["lane", "model"], buckets=SECONDS)
+OBJECTIVE_S = Gauge("lrai_latency_objective_seconds", "slo_p95_ms of the model", ["model", "version"])
 RESTARTS = Counter("lrai_restarts_total", "processes restarted", ["child"])
 AUDIT_DELAY = Gauge("lrai_audit_delay_seconds", "age of the newest decision when its row was committed")
 

@@ -143,6 +143,8 @@ def _actor(
     everyone = Assigned(len(PRIORITIES), slot)
     limits = LaneLimits(0.0, settings.actor_records_max, settings.window_bytes_max)
     slo_s = spec.slo_p95_ms and spec.slo_p95_ms / 1000
+    if slo_s:
+        meters.OBJECTIVE_S.labels(spec.model, spec.version).set(slo_s)
     lanes = []
     kernels = ThreadPoolExecutor(runs, "kernel") if runs > 1 else None
 
