@@ -63,6 +63,11 @@ class Settings(BaseSettings):
     threads: int = Field(1, ge=1, le=256, description="of a kernel run")
     runs: int = Field(0, ge=0, le=256, description="kernel runs at once in an actor; 0 is as many as cores for them")
     metrics_port: int = Field(0, ge=0, le=65_000, description="the first port; each process has the next; 0 is none")
+    currency: str = Field("EUR", pattern=r"^[A-Z]{3}$", description="of the prices")
+    cpu_hour_price: float = Field(0, ge=0, allow_inf_nan=False, description="of an hour of one core")
+    gpu_hour_price: float = Field(0, ge=0, allow_inf_nan=False)
+    watts_per_core: float = Field(10, ge=0, le=10_000, description="of a busy core, where its energy cannot be read")
+    watts_per_gpu: float = Field(300, ge=0, le=10_000, description="of a busy GPU, where its energy cannot be read")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$")
 
     @classmethod

@@ -172,7 +172,7 @@ PROBLEMS: list[tuple[str, Callable[[Path], None], str, str]] = [
     ("decision", write("decision = 'z'"), "decision is 'z', which is no output", "name one of y"),
     ("threshold", write("threshold = 0.5", nets.sequence), "no score to compare", "add score"),
     ("labels", write("labels = ['a', 'b']", nets.classifier), "labels names 2 classes, the graph has 3", "name 3"),
-    ("no features", write("disparity_limit = 0.1\nfavourable = '1'"), "disparity_limit without sensitive_features", "add sensitive"),
+    ("no features", write("disparity_limit = 0.1\nfavourable = '1'"), "without sensitive_features", "add sens"),
     ("no favourable", write(f"groups_max = 9\n{SEX}"), "without favourable", "add favourable"),
     ("limit", write("disparity_limit = 0.0"), "disparity_limit is 0.0", "greater than 0"),
     ("limit", write("disparity_limit = 1.5"), "disparity_limit is 1.5", "less than or equal to 1"),
