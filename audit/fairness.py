@@ -1,9 +1,9 @@
 """Group fairness on counts: Fairlearn's definitions, and when a difference is established.
 
-A group is compared with the reference group, or else with all the others. Its difference is *established* when the anytime-valid
-confidence sequence (`audit.sequential`), corrected by Holm for the number of comparisons, excludes equality and the groups so
-found are further apart than the limit. `excludes_limit` demands that the sequence (corrected by Bonferroni) exclude every
-difference up to the limit. States add nothing to counts: merged counts give the merged assessment.
+A group is compared with the reference group, or else with all the others. Its difference is *established* when the
+anytime-valid confidence sequence (`audit.sequential`), corrected by Holm for the number of comparisons, excludes
+equality and the groups so found are further apart than the limit. `excludes_limit` demands that the sequence (corrected
+by Bonferroni) exclude every difference up to the limit. All that is kept is counts: merged counts, merged assessment.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ def demographic_parity_difference(counts: Mapping[str, Count]) -> float:
 def demographic_parity_ratio(counts: Mapping[str, Count]) -> float:
     """Smallest over largest selection rate; NaN where all are 0, as in Fairlearn.
 
-    >>> demographic_parity_ratio({"F": (10, 3), "M": (10, 4)})
-    0.75
+    >>> demographic_parity_ratio({"F": (10, 2), "M": (10, 4)})
+    0.5
     """
     rates = selection_rate(counts).values()
     return min(rates) / max(rates) if any(rates) else nan
@@ -126,8 +126,8 @@ def equal_opportunity_difference(confusions: Mapping[str, Confusion]) -> float:
 def impact_ratio(counts: Mapping[str, Count]) -> dict[str, float]:
     """Each selection rate over the largest (New York City Local Law 144); NaN where all are 0.
 
-    >>> impact_ratio({"F": (10, 3), "M": (10, 4)})
-    {'F': 0.75, 'M': 1.0}
+    >>> impact_ratio({"F": (10, 2), "M": (10, 4)})
+    {'F': 0.5, 'M': 1.0}
     """
     rates = selection_rate(counts)
     largest = max(rates.values(), default=0.0)
@@ -157,7 +157,7 @@ def odds(
 ) -> tuple[Assessment, ...]:
     """Assess equalized odds (Holm over both rates of all groups) and equal opportunity.
 
-    The groups of equalized odds are those of the rate, true positive or false positive, that is worse; `method` names it.
+    The groups of equalized odds are those of the worse rate, true positive or false positive; `method` names it.
     """
     positives, negatives = _positives(counts), _negatives(counts)
     both = _assess("equalized_odds_difference", (positives, negatives), limit, alpha, reference, freeze_on)
@@ -231,7 +231,7 @@ def _hypothesis(part: int, comparison: _Comparison, comparisons: list[_Compariso
 
 
 def _levels(compared: list[list[_Comparison]], alpha: float) -> dict[tuple[int, str], float]:
-    """By hypothesis. Groups too small to be tested count, too: a correction that grew with them would be too small before."""
+    """By hypothesis. Groups too small to be tested count, too: a correction that grew later was too small before."""
     p_values = {
         _hypothesis(part, each, comparisons): p_value(each.difference, each.information)
         for part, comparisons in enumerate(compared)

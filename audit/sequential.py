@@ -2,11 +2,11 @@
 
 All on counts (decided, favourable) since the beginning, in any order: merged counts give the merged result.
 
-Normal mixture: with d the difference of the rates and I the inverse of its variance, S = d I is a random walk of variance I
-(canonical joint distribution of sequential statistics: Jennison & Turnbull, Group Sequential Methods, 2000, ch. 3), so
+Normal mixture: with d the difference of the rates and I the inverse of its variance, S = d I is a random walk of
+variance I (Jennison & Turnbull, Group Sequential Methods, 2000, ch. 3: the canonical joint distribution), so
     M = sqrt(rho / (I + rho)) exp(S^2 / (2 (I + rho)))
-is a martingale from 1 when the rates are equal and exceeds 1 / alpha with probability at most alpha, ever (Robbins 1970; Howard
-et al., Ann. Statist. 49, 2021, eq. 14). It is asymptotic in the counts. The betting test is exact for all counts, and slower.
+is a martingale from 1 when the rates are equal and exceeds 1 / alpha with probability at most alpha, ever (Howard,
+Ramdas, McAuliffe & Sekhon, Ann. Statist. 49, 2021). It is asymptotic; the betting test is exact for all counts, slower.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def sufficient(a: Count, b: Count) -> bool:
 
 
 def information(a: Count, b: Count) -> float:
-    """Inverse variance of the difference of two rates: the lesser of that with and that without the assumption of equality.
+    """Inverse variance of the difference of two rates, assumed equal or not: the lesser of the two.
 
-    The latter alone is too large when a small group happens to lie near 0 or 1.
+    Without the assumption it is too large when a small group happens to lie near 0 or 1.
     """
     if not a[0] or not b[0]:
         return 0.0
@@ -58,7 +58,7 @@ def p_value(difference: float, information: float) -> float:
     """Anytime-valid p-value of a difference: 1 over the martingale.
 
     >>> round(p_value(0.06, 1600 / 0.44), 4)
-    0.0102
+    0.0105
     """
     together = information + RHO
     return min(1.0, sqrt(together / RHO) * exp(-((difference * information) ** 2) / (2 * together)))
@@ -73,10 +73,14 @@ def half_width(information: float, alpha: float) -> float:
 
 
 def betting(a: Count, b: Count) -> float:
-    """The log of what 1 has become for one who bets on each decision of two groups apart, against the best equal rate.
+    """The log of what 1 has become for one who bets on each decision of two groups, against the best equal rate.
 
-    Each bet is by the rule of Krichevsky and Trofimov (IEEE Trans. Inf. Theory 27, 1981), the opponent has hindsight: under
-    equality the expectation is at most 1 at every moment, so exp(-betting) is an anytime-valid p-value, exact for all counts.
+    Each bet is by the rule of Krichevsky & Trofimov (IEEE Trans. Inf. Theory 27, 1981), the opponent has hindsight
+    (Wasserman, Ramdas & Balakrishnan, PNAS 117, 2020): under equality the expectation is at most 1 at every moment,
+    so exp(-betting) is an anytime-valid p-value, exact for all counts.
+
+    >>> round(betting((2000, 600), (2000, 800)), 1), round(betting((2000, 700), (2000, 700)), 1)
+    (14.0, -8.1)
     """
     decided, favourable = a[0] + b[0], a[1] + b[1]
     hindsight = _power(favourable, decided) + _power(decided - favourable, decided)
@@ -98,7 +102,7 @@ def holm(p_values: Sequence[float], alpha: float) -> list[float]:
 
     With p-values that hold at every moment, so does the correction.
     >>> holm([0.004, 0.2, 0.006], 0.012)
-    [0.004, 0.006, 0.006]
+    [0.004, 0.012, 0.006]
     """
     levels, left, open_ = [0.0] * len(p_values), len(p_values), True
     for index in sorted(range(len(p_values)), key=lambda each: p_values[each]):

@@ -1,6 +1,6 @@
 """Early warnings: rules over days that tell a person what to do before harm or waste grows.
 
-Days are numbered since 1970 in UTC; a rule of "successive days" speaks only of days that follow each other without a gap.
+Days are numbered since 1970 in UTC; a rule of successive days speaks only of days that follow without a gap.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Warning:
 
 
 def latency(days: Mapping[int, float], rules: Rules = DEFAULT) -> list[Warning]:
-    """days: day -> p95 latency in seconds. Warns when the last days all exceed the median of those before by the rise."""
+    """days: day -> p95 latency in s. Warns when the last days all exceed the median of those before by the rise."""
     last = _last(days, rules.latency_days)
     before = sorted(day for day in days if last and day < last[0])[-BASELINE_DAYS_MAX:]
     if not before:
