@@ -6,10 +6,11 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from kernels import graph, settings
+from kernels import graph, reference, settings
 from kernels.graph import Graph
 from kernels.manifest import FOLDER, ORIGINAL, sha256
 from kernels.outcome import words
+from kernels.reference import BadReference
 from kernels.settings import WATCH, ModelSettings
 from kernels.spec import ModelSpec, Problem, TensorSpec, VariantSpec
 from schemas.errors import BadSetting
@@ -85,7 +86,18 @@ def _read(directory: Path) -> tuple[Specs, list[Problem]]:
             problems += found
             if spec is not None:
                 specs[model.name, version.name] = spec
+                problems += _reference(version, spec)
     return specs, problems
+
+
+def _reference(folder: Path, spec: ModelSpec) -> list[Problem]:
+    """Checked for those that serve; who makes a new one must get past an old one."""
+    try:
+        reference.read(folder, spec)
+    except BadReference as err:
+        what, _, fix = str(err).removeprefix(f"{folder / reference.FILE}: ").rpartition("; ")
+        return [Problem(str(folder / reference.FILE), what, fix)]
+    return []
 
 
 def _folders(directory: Path) -> list[Path]:

@@ -22,6 +22,7 @@ Tensors = dict[str, npt.NDArray[Any]]
 
 DEFAULT = RunOptions()
 CPU = "CPUExecutionProvider"
+GPU = frozenset(f"{name}ExecutionProvider" for name in ("CUDA", "Tensorrt", "NvTensorRTRTX", "ROCM", "MIGraphX"))
 _LEVELS = {"disabled": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "extended": "ORT_ENABLE_EXTENDED",
            "all": "ORT_ENABLE_ALL"}  # fmt: skip
 _SEVERITY_FATAL = 4  # errors are raised, and reported by who catches them
@@ -55,6 +56,7 @@ class Session:
     ) -> None:  # fmt: skip
         """Loads the model with `threads` threads a run. Raises KernelError, also when the provider is not there."""
         self.spec = spec
+        self.on_gpu = provider in GPU
         if provider not in (there := onnxruntime.get_available_providers()):
             raise KernelError(f"the runtime has no {provider}, only {', '.join(there)}; install the one that has")
         try:

@@ -33,6 +33,13 @@ RESTARTS = Counter("lrai_restarts_total", "processes restarted", ["child"])
 AUDIT_DELAY = Gauge("lrai_audit_delay_seconds", "age of the newest decision when its row was committed")
 
 
+CPU_S = Counter("lrai_cpu_seconds_total", "CPU that the actor's process took", ["model", "version"])
+GPU_S = Counter("lrai_gpu_seconds_total", "kernel runs on a GPU", ["model", "version"])
+ENERGY_J = Counter("lrai_energy_joules_total", "energy, by where the figure is from", ["model", "version", "source"])
+COST = Counter("lrai_cost_total", "cost at the prices of the settings", ["model", "version", "currency"])
+DECISIONS = Counter("lrai_decisions_total", "decisions: favourable or otherwise", ["model", "version", "decision"])
+
+
 class LaneMeters:
     """The metrics of one lane."""
 
