@@ -74,7 +74,7 @@ def up(
 
         return pipeline.everything(settings, key, specs)
 
-    _start(settings, specs, frozenset({"coalesce", "work", "audit"}), children)
+    _start(settings, specs, frozenset({"coalesce", "work", "audit", "monitor"}), children)
 
 
 @run_app.command("coalesce")
@@ -131,6 +131,23 @@ def run_audit(
         return found.made
 
     _start(settings, [], frozenset({"audit"}), children)
+
+
+@run_app.command("monitor")
+def run_monitor(
+    models: Models = None, kafka: Kafka = None, slot: Slot = None, prefix: Prefix = None, leave: Leave = False
+) -> None:
+    """Watches decisions for unfair treatment and drift; freezes what harms."""
+    settings, specs = _checked(models=models, kafka=kafka, slot=slot, prefix=prefix, leave=leave or None)
+
+    def children(key: bytes) -> list[ChildSpec]:
+        from workers import pipeline
+
+        found = pipeline.Children(settings, key, specs)
+        found.monitor(settings.slot)
+        return found.made
+
+    _start(settings, specs, frozenset({"monitor"}), children)
 
 
 def _checked(**given: object) -> tuple[Settings, list[ModelSpec]]:

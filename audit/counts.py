@@ -65,6 +65,11 @@ class Feature:
         if self.means:
             self.means.add(int(counts.sum()), found["sum"])
 
+    @property
+    def begun(self) -> int:
+        """The first tally of the rows that `recent.counts` holds, ms."""
+        return self.since[-1 if self.recent.now.sum() >= self.recent.rows else 0]
+
     def encode(self) -> dict[str, Any]:
         means = self.means.state() if self.means else None
         if means:

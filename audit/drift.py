@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from river.drift import ADWIN
 
 from schemas.errors import IntegrityError
 
@@ -161,7 +160,7 @@ class Means:
 
 
 class Recent:
-    """The histogram of the last rows, of between `rows` and twice as many: what `assess` compares with the reference.
+    """The histogram of the last rows, at least `rows` and few more: what `assess` compares with the reference.
 
     >>> recent = Recent(100)
     >>> for _ in range(5):
@@ -177,7 +176,7 @@ class Recent:
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        return _added(self.before, self.now)
+        return self.now if self.now.sum() >= self.rows else _added(self.before, self.now)
 
     def add(self, counts: Counts) -> None:
         if self.now.sum() >= self.rows:
@@ -189,6 +188,8 @@ class Recent:
 
 
 def _adwin() -> Any:
+    from river.drift import ADWIN  # a second of imports, scikit-learn among them: where there is a reference only
+
     return ADWIN(delta=ADWIN_DELTA, clock=1)  # type: ignore[no-untyped-call]
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from prometheus_client import Counter, Gauge
 
 STATES = ("ok", "warn", "alarm", "insufficient")
@@ -40,3 +43,35 @@ def set_state(gauge: Gauge, labels: tuple[str, ...], state: str) -> None:
     """1 for the state that holds, 0 for the others."""
     for each in STATES:
         gauge.labels(*labels, each).set(float(each == state))
+
+
+def show(kind: str, record: Mapping[str, Any]) -> None:
+    """What a record that the monitor sends says."""
+    if kind == "fairness":
+        _show_fairness(record)
+    elif kind == "drift":
+        labels = (record["model"], record["version"], record["feature"])
+        PSI.labels(*labels).set(record["psi"])
+        PSI_LIMIT.labels(*labels).set(record["psi_limit"])
+        set_state(DRIFT_STATE, labels, record["state"])
+    elif kind == "alert":
+        ALERTS.labels(record["kind"], record["severity"]).inc()
+    elif kind == "control":
+        FREEZES.labels(record["model"], record["version"]).inc()
+
+
+def _show_fairness(record: Mapping[str, Any]) -> None:
+    release = record["model"], record["version"]
+    labels = (*release, record["attribute"], record["definition"])
+    DIFFERENCE.labels(*labels).set(record["value"])
+    RATIO.labels(*labels).set(record["ratio"])
+    COVERAGE.labels(*labels).set(record["coverage"])
+    LIMIT.labels(*release).set(record["limit"])
+    set_state(STATE, labels, record["state"])
+    if record["definition"] != "demographic_parity_difference":
+        return
+    for each in record["groups"]:
+        group = (*release, record["attribute"], each["group"])
+        SELECTION_RATE.labels(*group).set(each["rate"])
+        SELECTION_LOW.labels(*group).set(each["low"])
+        SELECTION_HIGH.labels(*group).set(each["high"])

@@ -199,8 +199,8 @@ class Watch:
             found = drift.assess(reference.counts, recent, reference.edges, reference.missing, missing)
             measures = {key: value for key, value in asdict(found).items() if key != "ks_limit"}
             record = {
-                "id": _id(*release, name, feature.edges, feature.since[0], recent, missing), "model": counts.model,
-                "version": counts.version, "feature": name, "edges": feature.edges, "since": feature.since[0],
+                "id": _id(*release, name, feature.edges, feature.begun, recent, missing), "model": counts.model,
+                "version": counts.version, "feature": name, "edges": feature.edges, "since": feature.begun,
                 "at": feature.at, **measures, "adwin": feature.means.changes if feature.means else 0,
             }  # fmt: skip
             told += self._publish("drift", (*release, name), record, now_ms)

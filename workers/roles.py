@@ -190,6 +190,18 @@ def audit(
     run_lanes([lane], stop, slot)
 
 
+def monitor(
+    settings: Settings, specs: Sequence[ModelSpec], instance: int, port: int, *, slot: Slot, stop: threading.Event
+) -> None:
+    """Adds tallies up, tests them, freezes."""
+    from audit import monitor  # Faust, which no other process needs
+
+    start(settings, port)
+    ids = clients.LaneIds.of(settings, topics.MONITOR, instance)
+    beat, ready = _beating(slot, 0), lambda: slot.ready(time.monotonic())
+    monitor.run(settings, ids, specs, beat=beat, ready=ready, stop=stop, error=slot.error)
+
+
 def _lane(
     settings: Settings, name: str, ids: clients.LaneIds, sources: Sequence[str], *, function: Function, sink: Sink,
     limits: LaneLimits, beat: Callable[[], None], assigned: Callable[[], None],
