@@ -73,8 +73,12 @@ class Assessment:
 class _Comparison:
     group: str
     own: Count
-    compared_with: str
+    reference: str | None
     other: Count
+
+    @property
+    def is_reference(self) -> bool:
+        return self.group == self.reference
 
     @property
     def difference(self) -> float:
@@ -184,8 +188,9 @@ def _assess(
     ]
     decided = [{group: count for group, count in counts.items() if count[0]} for counts in parts]
     values = [_difference(counts) for counts in decided]
-    shown = max(range(len(parts)), key=lambda part: (_worst(judged[part]), values[part]))
-    state = STATES[max(map(_worst, judged))]
+    worst = [_worst(*each) for each in zip(compared, judged, strict=True)]
+    shown = max(range(len(parts)), key=lambda part: (worst[part], values[part]))
+    state = STATES[max(worst)]
     return Assessment(
         definition,
         max(values),
@@ -216,17 +221,15 @@ def _comparisons(counts: Mapping[str, Count], reference: str | None) -> list[_Co
     favourable = sum(count[1] for count in counts.values())
     found = []
     for group, own in sorted(counts.items()):
-        if reference is None:
-            found.append(_Comparison(group, own, OTHERS, (decided - own[0], favourable - own[1])))
-        else:
-            found.append(_Comparison(group, own, reference, counts.get(reference, (0, 0))))
+        others = (decided - own[0], favourable - own[1])
+        found.append(_Comparison(group, own, reference, others if reference is None else counts.get(reference, (0, 0))))
     return found
 
 
 def _hypothesis(part: int, comparison: _Comparison, comparisons: list[_Comparison]) -> tuple[int, str]:
     """What a comparison tests; of two groups without a reference, either says the same about the other."""
     seen = [each.group for each in comparisons if each.own[0]]
-    mirrored = len(seen) == 2 and comparison.compared_with == OTHERS
+    mirrored = len(seen) == 2 and comparison.reference is None
     return part, seen[0] if mirrored else comparison.group
 
 
@@ -236,7 +239,7 @@ def _levels(compared: list[list[_Comparison]], alpha: float) -> dict[tuple[int, 
         _hypothesis(part, each, comparisons): p_value(each.difference, each.information)
         for part, comparisons in enumerate(compared)
         for each in comparisons
-        if each.own[0] and each.group != each.compared_with
+        if each.own[0] and not each.is_reference
     }
     return dict(zip(p_values, holm(list(p_values.values()), alpha), strict=True))
 
@@ -249,7 +252,7 @@ def _groups(judged: list[tuple[_Comparison, float]], limit: float, strict: float
         half = half_width(each.information, level)
         state = "ok"
         if not each.information:
-            state = "ok" if each.group == each.compared_with and each.own[0] else "insufficient"
+            state = "ok" if each.is_reference and each.own[0] else "insufficient"
         elif each in excluded:
             beyond = _apart(each, excluded) > limit
             if strict is not None:
@@ -257,8 +260,8 @@ def _groups(judged: list[tuple[_Comparison, float]], limit: float, strict: float
             state = "alarm" if beyond else "warn"
         low, high = wilson(each.own)
         bounds = max(each.difference - half, -1.0), min(each.difference + half, 1.0)
-        rate = _rate(each.own)
-        found.append(Group(each.group, *each.own, rate, low, high, each.compared_with, each.difference, *bounds, state))
+        rate, compared_with = _rate(each.own), OTHERS if each.reference is None else each.reference
+        found.append(Group(each.group, *each.own, rate, low, high, compared_with, each.difference, *bounds, state))
     return tuple(found)
 
 
@@ -269,9 +272,9 @@ def _apart(comparison: _Comparison, excluded: list[_Comparison]) -> float:
     return max(abs(comparison.difference), *gaps, 0.0)
 
 
-def _worst(groups: tuple[Group, ...]) -> int:
-    compared = [each for each in groups if each.group != each.compared_with]
-    return max((STATES.index(each.state) for each in compared), default=0)
+def _worst(compared: list[_Comparison], groups: tuple[Group, ...]) -> int:
+    pairs = zip(compared, groups, strict=True)
+    return max((STATES.index(group.state) for each, group in pairs if not each.is_reference), default=0)
 
 
 def _rate(count: Count) -> float:

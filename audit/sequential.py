@@ -32,7 +32,7 @@ def wilson(count: Count) -> tuple[float, float]:
         return 0.0, 1.0
     rate, z2 = favourable / decided, WILSON_Z**2 / decided
     centre, half = rate + z2 / 2, sqrt(z2 * rate * (1 - rate) + z2**2 / 4)
-    return max((centre - half) / (1 + z2), 0.0), min((centre + half) / (1 + z2), 1.0)
+    return min(max((centre - half) / (1 + z2), 0.0), rate), max(min((centre + half) / (1 + z2), 1.0), rate)
 
 
 def sufficient(a: Count, b: Count) -> bool:

@@ -45,13 +45,9 @@ def latency(days: Mapping[int, float], rules: Rules = DEFAULT) -> list[Warning]:
     """days: day -> p95 latency in s. Warns when the last days all exceed the median of those before by the rise."""
     last = _last(days, rules.latency_days)
     before = sorted(day for day in days if last and day < last[0])[-BASELINE_DAYS_MAX:]
-    if not before:
-        return []
-    baseline = median(days[day] for day in before)
-    if any(days[day] < baseline * (1 + rules.latency_rise) * (1 - 1e-9) for day in last):
-        return []
+    baseline = median([days[day] for day in before]) if before else 0.0
     rise = min(days[day] for day in last) / baseline - 1 if baseline else 0.0
-    if rise <= 0:
+    if not last or not baseline or rise < rules.latency_rise - 1e-9:
         return []
     message = f"p95 latency at least {rise:.0%} above {baseline * 1e3:.3g} ms on {len(last)} successive days"
     evidence = {"baseline_s": baseline, "days": {day: days[day] for day in last}}

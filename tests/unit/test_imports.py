@@ -25,6 +25,7 @@ PURE = (
     *(f"streams.{name}" for name in ("window", "headers", "decisions", "ended", "batching", "admission", "coalesce")),
     *("streams.topics", "workers.merge", "workers.answers", "workers.turns", "workers.backoff", "workers.variants"),
     *("kernels.spec", "kernels.outcome", "audit.rows"),
+    *(f"audit.{name}" for name in ("fairness", "sequential", "drift", "warnings")),
 )
 OUTSIDE = """confluent_kafka kafka psycopg sqlalchemy alembic onnxruntime onnx faust pydantic_settings
 prometheus_client time datetime random secrets os socket subprocess multiprocessing logging urllib http requests"""
