@@ -28,9 +28,9 @@ from workers.actor import Actor
 from workers.answers import Home, Release
 from workers.cost import Meter, Prices
 from workers.tallies import Watch
+from workers.tallying import Tallying
 from workers.turns import Turns
 from workers.variants import Choice, Kernel, Loaded
-from workers.watching import Watching
 
 PREFIX = "t"
 RESULTS = "t.results.standard"
@@ -105,13 +105,13 @@ def actor(
     choice = Choice({"original": loaded})
     limits = LaneLimits(0.0, 16, 1 << 24)
     watches = {each.version: Watch.of(each, reference, SECONDS) for each in (spec, spec.fallback) if each}
-    watching = Watching(TALLIES, watches, meter or Meter(PRICES))
+    tallying = Tallying(TALLIES, watches, meter or Meter(PRICES))
     older = None
     if spec.fallback and fallback:
         older = Loaded(Release(spec.model, spec.fallback.version, "original"), fallback, fallback, rows_max)
     return Actor(
         spec, choice, lambda: None, home, Plain(), Turns(3, 2), 1, limits, lambda: None, 2, pool, frozen=frozen,
-        fallback=older, watching=watching,
+        fallback=older, tallying=tallying,
     )  # fmt: skip
 
 

@@ -29,9 +29,9 @@ from streams.window import Block, Outcome, Window
 from workers.answers import Answered, Home, Outputs, Release, blocks
 from workers.merge import Merged, merge
 from workers.tallies import ATTRIBUTES, CONSENT, About, Groups, Ran, lacks
+from workers.tallying import Tallying
 from workers.turns import Turns
 from workers.variants import Choice, Load, Loaded
-from workers.watching import Watching
 
 LATENCIES_MAX = 64
 TOGETHER_S_MIN = 5e-4  # shorter runs do not pay for going to another thread and back
@@ -69,13 +69,13 @@ class Actor:
     serving: Release | None = None
     frozen: Callable[[str], Control | None] = lambda version: None
     fallback: Loaded | None = None
-    watching: Watching | None = None
+    tallying: Tallying | None = None
     ran: dict[Release, Ran] = field(default_factory=dict)
     gpu_s: float = 0.0
     groups: Groups = field(init=False)
 
     def __post_init__(self) -> None:
-        self.groups = self.watching.watches[self.spec.version].groups if self.watching else Groups(self.spec)
+        self.groups = self.tallying.watches[self.spec.version].groups if self.tallying else Groups(self.spec)
 
     def __call__(self, window: Window, now_ms: int) -> Outcome:
         """Answers for every request of the window, with one variant, and the original outside of what it is certified
@@ -117,12 +117,12 @@ class Actor:
             own, record = blocks(served.spec, by, part, self.home, now_us)
             found += own
             decisions += [record] if record else []
-        if self.watching and decisions:
+        if self.tallying and decisions:
             ran = {(by.variant, by.certificate): each for by, each in self.ran.items()}
-            took = self.watching.meter.take(self.gpu_s)
+            took = self.tallying.meter.take(self.gpu_s)
             about = About(window.ranges[0], self.home.worker, PRIORITIES[self.lane], ran, took, served.id)
             answered = [each for _, part in parts for each in part]
-            found.append(self.watching.block(served.spec.version, decisions, answered, about, now_us // 1000))
+            found.append(self.tallying.block(served.spec.version, decisions, answered, about, now_us // 1000))
         return found
 
     def _served(self, chosen: Loaded) -> Served:

@@ -179,7 +179,7 @@ def test_a_large_window_is_sampled_evenly_and_windows_close_behind_are_not_looke
     for each in found["histograms"]:
         assert np.frombuffer(each["counts"], "<i4").sum() == ROWS_MAX
         assert abs(each["sum"] / ROWS_MAX - 0.5) < 0.01
-    lane.watching._look_ms = 2**62  # type: ignore[union-attr]
+    lane.tallying._look_ms = 2**62  # type: ignore[union-attr]
     again = [each for topic, each in ends.batches if topic == topic_of(FAIR)]
     more = Ends()
     more.add(lane(window(again, topic=topic_of(FAIR), start=9), NOW_MS).blocks)

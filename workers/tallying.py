@@ -14,7 +14,7 @@ from workers.cost import Meter
 from workers.tallies import LOOK_MS, OTHER, About, Record, Watch, decided, tally
 
 
-class Watching:
+class Tallying:
     """Shared by the lanes of an actor. `watches`: by version, of the model and of what it falls back to."""
 
     def __init__(self, topic: str, watches: Mapping[str, Watch], meter: Meter) -> None:
