@@ -7,21 +7,24 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from prometheus_client import start_http_server
 
 from audit.store import Store
 from audit.writing import StoreSink, nothing_more
-from kernels.loading import load_all
+from kernels import reference
+from kernels.loading import InMemory, load_all, load_original
 from kernels.manifest import ORIGINAL
+from kernels.session import KernelError
 from kernels.spec import ModelSpec
 from schemas.errors import LraiError
 from streams import clients, meters, topics
 from streams.admission import Catalog
 from streams.coalesce import Bounds, Coalesce, pseudonyms
-from streams.control import ControlState
+from streams.control import Control, ControlState
 from streams.ended import Answering
 from streams.headers import ReplyTopics
 from streams.log import log, set_level
@@ -33,10 +36,13 @@ from streams.topics import PRIORITIES
 from streams.transaction import KafkaSink
 from workers.actor import Actor, Unavailable
 from workers.answers import Home, Release
+from workers.cost import Meter, Nvml, Prices, Rapl
 from workers.isolate import RUN_S_MAX, IsolatedKernel
 from workers.journal import LaneJournal
 from workers.replies import ReplyWatch
 from workers.slot import Slot
+from workers.tallies import Watch
+from workers.tallying import Tallying
 from workers.turns import Turns
 from workers.variants import Choice, Loaded
 
@@ -88,8 +94,12 @@ def work(
     settings: Settings, spec: ModelSpec, instance: int, port: int, *, slot: Slot, stop: threading.Event
 ) -> None:
     """The actor of one model: a lane a priority, one kernel."""
+
+    def load(beat: Callable[[], object]) -> tuple[dict[str, Loaded], Loaded | None]:
+        return _loaded(settings, spec, slot, beat), _fallback(settings, spec, beat)
+
     # the lanes end what a predecessor left open before the model takes its time to load
-    _actor(settings, spec, instance, port, slot, stop, lambda beat: _loaded(settings, spec, slot, beat))
+    _actor(settings, spec, instance, port, slot, stop, load)
 
 
 def stand_in(
@@ -99,7 +109,7 @@ def stand_in(
     why = "the model keeps crashing; send the request again later, or ask the operator to look at `lrai status`"
     away = Unavailable(why)
     original = Loaded(Release(spec.model, spec.version, ORIGINAL), away, away, settings.run_rows_max)
-    _actor(settings, spec, instance, port, slot, stop, lambda beat: {ORIGINAL: original})
+    _actor(settings, spec, instance, port, slot, stop, lambda beat: ({ORIGINAL: original}, None))
 
 
 def _loaded(settings: Settings, spec: ModelSpec, slot: Slot, beat: Callable[[], object]) -> dict[str, Loaded]:
@@ -113,19 +123,43 @@ def _loaded(settings: Settings, spec: ModelSpec, slot: Slot, beat: Callable[[], 
         if own.certificate:
             log("info", "a variant is certified", model=spec.path, variant=each.name, kind=own.kind,
                 certificate=own.certificate, checked_s=round(own.checked_s, 3))  # fmt: skip
-    return {
-        each.name: Loaded(
-            Release(spec.model, spec.version, each.name, each.admission.certificate), each.session,
-            IsolatedKernel(each.how, beat, min(RUN_S_MAX, settings.hang_s)), min(each.rows, settings.run_rows_max),
-            each.row_s, each.alone, each.admission.region,
-        )
-        for each in found
-    }  # fmt: skip
+    return {each.name: _in_actor(settings, spec, each, beat) for each in found}
+
+
+def _in_actor(settings: Settings, spec: ModelSpec, each: InMemory, beat: Callable[[], object]) -> Loaded:
+    return Loaded(
+        Release(spec.model, spec.version, each.name, each.admission.certificate), each.session,
+        IsolatedKernel(each.how, beat, min(RUN_S_MAX, settings.hang_s)), min(each.rows, settings.run_rows_max),
+        each.row_s, each.alone, each.admission.region, each.session.on_gpu,
+    )  # fmt: skip
+
+
+def _fallback(settings: Settings, spec: ModelSpec, beat: Callable[[], object]) -> Loaded | None:
+    """The original of the version that answers while this one is frozen; without it, requests are rejected then."""
+    if spec.fallback is None:
+        return None
+    try:
+        found = load_original(spec.fallback, settings.threads, settings.state / "profiles")
+    except KernelError as err:
+        log("error", "the fallback cannot be loaded; a freeze rejects", model=spec.fallback.path, error=str(err))
+        return None
+    return _in_actor(settings, spec.fallback, found, beat)
+
+
+def _tallying(settings: Settings, spec: ModelSpec, loaded: Iterable[Loaded]) -> Tallying:
+    """What the lanes of an actor count together. Raises BadReference."""
+    specs = [spec, *([spec.fallback] if spec.fallback else [])]
+    references = [reference.read(Path(each.path).parent, each) for each in specs]
+    watches = {each.version: Watch.of(each, own, meters.SECONDS) for each, own in zip(specs, references, strict=True)}
+    prices = Prices(settings.currency, settings.cpu_hour_price, settings.gpu_hour_price, settings.watts_per_core,
+                    settings.watts_per_gpu)  # fmt: skip
+    meter = Meter(prices, Rapl(), Nvml() if any(each.gpu for each in loaded) else None)
+    return Tallying(topics.watched(settings.prefix, topics.TALLIES), watches, meter)
 
 
 def _actor(
     settings: Settings, spec: ModelSpec, instance: int, port: int, slot: Slot, stop: threading.Event,
-    load: Callable[[Callable[[], object]], dict[str, Loaded]],
+    load: Callable[[Callable[[], object]], tuple[dict[str, Loaded], Loaded | None]],
 ) -> None:  # fmt: skip
     start(settings, port)
     roles = [f"work-{spec.model}-{spec.version}-{priority}" for priority in PRIORITIES]
@@ -134,7 +168,8 @@ def _actor(
     beats = [_beating(slot, number) for number in range(len(PRIORITIES))]
     with ThreadPoolExecutor(len(sinks)) as pool:  # all at once: until then what was left open holds up other models
         list(pool.map(lambda sink, beat: sink.open(beat), sinks, beats))
-    loaded = load(lambda: [beat() for beat in beats])
+    loaded, fallback = load(lambda: [beat() for beat in beats])
+    tallying = _tallying(settings, spec, loaded.values())
     control = ControlState(settings, f"{ids[0].member}-control")
     control.to_the_end(beats[0])
     runs = settings.runs or max(1, len(os.sched_getaffinity(0)) // settings.threads)
@@ -151,6 +186,9 @@ def _actor(
     def forced() -> str | None:
         return control.variant(spec.model, spec.version, time.monotonic())
 
+    def frozen(version: str) -> Control | None:
+        return control.frozen(spec.model, version, time.monotonic())
+
     for number, priority in enumerate(PRIORITIES):
         results = topics.results(settings.prefix, priority)
         header, decisions = registry.result_header(results), topics.decisions(settings.prefix)
@@ -158,7 +196,7 @@ def _actor(
             spec=spec, choice=Choice(loaded, spec.prefer, spec.under_load, slo_s), forced=forced,
             home=Home(results, header, decisions, ids[number].member, settings.result_bytes_max),
             journal=LaneJournal(slot, number), turns=turns, lane=number, limits=limits, beat=beats[number],
-            runs=runs, pool=kernels,
+            runs=runs, pool=kernels, frozen=frozen, fallback=fallback, tallying=tallying,
         )  # fmt: skip
         source = topics.batches(settings.prefix, spec.model, spec.version, priority)
         lane = _lane(
