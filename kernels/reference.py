@@ -155,7 +155,8 @@ def count(values: Floats, edges: Sequence[Floats]) -> tuple[list[npt.NDArray[np.
     ]
     finite = np.where(np.isfinite(values), values, 0.0)
     with np.errstate(over="ignore"):
-        return counts, missing, finite.sum(axis=0), (finite * finite).sum(axis=0)
+        sums, squares = np.nan_to_num(finite.sum(axis=0)), np.nan_to_num((finite * finite).sum(axis=0))
+    return counts, missing, sums, squares
 
 
 def write(folder: Path, reference: Reference) -> None:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from infra.commands import request_files
+from infra.commands import references, request_files
 from infra.commands.reading import Reader
 from infra.commands.request_files import BadFile
 from kernels import repository
@@ -166,7 +166,10 @@ def compile_folder(
         given = rows_of(calibration, spec, ignored) if calibration else None
         if prover and given:
             options = replace(options, proves=prover(spec, given))
-        return compiler.compile_model(spec, given, options, step), spec, given
+        found = compiler.compile_model(spec, given, options, step)
+    if given and (why := references.beside_compiled(spec, given)):
+        console.print(f"note: {why}", style="yellow", markup=False, highlight=False)
+    return found, spec, given
 
 
 @dataclass(frozen=True, slots=True)
