@@ -19,7 +19,7 @@ import psycopg
 import typer
 from confluent_kafka import KafkaException
 
-from infra.commands import letters, proving, reading, request_files, sending, shown
+from infra.commands import letters, proving, reading, references, request_files, sending, shown
 from infra.commands import status as states
 from infra.commands import variants as variant_commands
 from infra.commands.options import AsJson, Kafka, Models, Prefix, Store, Version, errors, group, out
@@ -43,6 +43,7 @@ for name, each in (("run", run_app), ("models", models_app), ("audit", audit_app
     app.add_typer(each, name=name)
 app.add_typer(variant_commands.app, name="variant")
 app.add_typer(letters.app, name="deadletter")
+app.command("reference")(references.make_reference)
 app.command("verify")(proving.verify)
 app.add_typer(proving.certificate_app, name="certificate")
 
