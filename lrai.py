@@ -43,6 +43,7 @@ for name, each in (("run", run_app), ("models", models_app), ("audit", audit_app
     app.add_typer(each, name=name)
 app.add_typer(variant_commands.app, name="variant")
 app.add_typer(letters.app, name="deadletter")
+app.add_typer(reporting.app, name="report")
 app.command("reference")(references.make_reference)
 app.command("verify")(proving.verify)
 app.add_typer(proving.certificate_app, name="certificate")
