@@ -19,7 +19,7 @@ import psycopg
 import typer
 from confluent_kafka import KafkaException
 
-from infra.commands import letters, proving, reading, references, request_files, sending, shown
+from infra.commands import letters, proving, reading, references, reporting, request_files, sending, shown
 from infra.commands import status as states
 from infra.commands import variants as variant_commands
 from infra.commands.options import AsJson, Kafka, Models, Prefix, Store, Version, errors, group, out
