@@ -120,15 +120,18 @@ def run_work(
 
 @run_app.command("audit")
 def run_audit(
-    kafka: Kafka = None, store: Store = None, slot: Slot = None, prefix: Prefix = None, leave: Leave = False
-) -> None:
-    """The audit writer: decisions and dead letters into Postgres."""
-    settings = load(kafka=kafka, store=store, slot=slot, prefix=prefix, leave=leave or None)
+    models: Models = None, kafka: Kafka = None, store: Store = None, slot: Slot = None, prefix: Prefix = None,
+    leave: Leave = False,
+) -> None:  # fmt: skip
+    """The audit writer: decisions, dead letters, labels and what watching tells into Postgres."""
+    settings = load(models=models, kafka=kafka, store=store, slot=slot, prefix=prefix, leave=leave or None)
+    # without a repository it counts labels by what the store knows of the models
+    specs = list(repository.load_repository(settings.models).values()) if models or settings.models.is_dir() else []
 
     def children(key: bytes) -> list[ChildSpec]:
         from workers import pipeline
 
-        found = pipeline.Children(settings, key, [])
+        found = pipeline.Children(settings, key, specs)
         found.audit(settings.slot)
         return found.made
 

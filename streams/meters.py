@@ -38,6 +38,9 @@ GPU_S = Counter("lrai_gpu_seconds_total", "kernel runs on a GPU", ["model", "ver
 ENERGY_J = Counter("lrai_energy_joules_total", "energy, by where the figure is from", ["model", "version", "source"])
 COST = Counter("lrai_cost_total", "cost at the prices of the settings", ["model", "version", "currency"])
 DECISIONS = Counter("lrai_decisions_total", "decisions: favourable or otherwise", ["model", "version", "decision"])
+REFUSED_RECORDS = Counter("lrai_audit_refused_records_total", "records of which the store says only why", ["topic"])
+LABELS = Counter("lrai_labels_total", "labels by what became of them: joined, duplicate, refused", ["state"])
+LABELS_PENDING = Gauge("lrai_labels_pending", "labels whose decision is not stored, up to 100,000")
 
 
 class LaneMeters:

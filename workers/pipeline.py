@@ -103,7 +103,7 @@ class Children:
 
     def audit(self, instance: int) -> None:
         ids = clients.LaneIds.of(self.settings, "audit", instance)
-        args = (self.settings, self.key, instance, self._port())
+        args = (self.settings, self.key, self.specs, instance, self._port())
         self._add(ids.member, roles.audit, args, 1, ())
 
     def monitor(self, instance: int) -> None:

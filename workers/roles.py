@@ -11,10 +11,14 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from confluent_kafka import Producer
 from prometheus_client import start_http_server
 
+from audit import labelling
+from audit.framed import Reading
+from audit.labelling import Labelling
 from audit.store import Store
-from audit.writing import StoreSink, nothing_more
+from audit.writing import Intake, StoreSink, nothing_more
 from kernels import reference
 from kernels.loading import InMemory, load_all, load_original
 from kernels.manifest import ORIGINAL
@@ -211,19 +215,23 @@ def _actor(
 
 
 def audit(
-    settings: Settings, key: bytes, instance: int, port: int, *, slot: Slot, stop: threading.Event
-) -> None:
-    """The audit writer: decisions and dead letters into Postgres."""
+    settings: Settings, key: bytes, specs: Sequence[ModelSpec], instance: int, port: int,
+    *, slot: Slot, stop: threading.Event,
+) -> None:  # fmt: skip
+    """The audit writer: decisions, dead letters and what watching tells into Postgres."""
     start(settings, port)
     ids = clients.LaneIds.of(settings, "audit", instance)
     deadletter = topics.deadletter(settings.prefix)
     beat = _beating(slot, 0)
-    sources = [topics.decisions(settings.prefix), deadletter, topics.control(settings.prefix)]
+    store, reading = Store(settings.store, key), Reading(settings.prefix, Registry(settings.registry, beat))
+    producer = Producer({**clients.common(settings, f"{ids.member}-labels"), **labelling.PRODUCER})
+    tallies = topics.watched(settings.prefix, topics.TALLIES)
+    joining = Labelling(store, specs, producer, tallies, ids.member, lambda: time.time_ns() // 1_000_000)
+    sink = StoreSink(store, Intake(reading, pseudonyms(key), joining), deadletter, beat)
     lane = _lane(
-        settings, "audit", ids, sources, function=nothing_more,
-        sink=StoreSink(Store(settings.store, key), deadletter, beat),
+        settings, "audit", ids, [*reading.kinds, deadletter], function=nothing_more, sink=sink,
         limits=LaneLimits(AUDIT_WINDOW_S, AUDIT_RECORDS_MAX, AUDIT_BYTES_MAX),
-        beat=beat, assigned=lambda: slot.ready(time.monotonic()),
+        beat=beat, assigned=lambda: slot.ready(time.monotonic()), idle=sink.idle,
     )  # fmt: skip
     run_lanes([lane], stop, slot)
 
@@ -243,9 +251,10 @@ def monitor(
 def _lane(
     settings: Settings, name: str, ids: clients.LaneIds, sources: Sequence[str], *, function: Function, sink: Sink,
     limits: LaneLimits, beat: Callable[[], None], assigned: Callable[[], None],
+    idle: Callable[[], None] = lambda: None,
 ) -> Lane:  # fmt: skip
     config, lane_meters = clients.consumer(settings, ids, limits.bytes_max), LaneMeters(name)
-    return Lane(name, config, sources, function, sink, limits, lane_meters, beat, assigned, settings.leave)
+    return Lane(name, config, sources, function, sink, limits, lane_meters, beat, assigned, settings.leave, idle=idle)
 
 
 class Stuck(LraiError):

@@ -1,4 +1,4 @@
-"""What watching leaves behind: tallies, tests, drift, alerts, incidents, labels, complaints; decisions under a freeze."""
+"""What watching leaves behind: tallies, tests, drift, alerts, incidents, labels, complaints; which freeze held."""
 
 from __future__ import annotations
 
