@@ -28,7 +28,7 @@ GROUPS = (("F", "young", 0.42), ("F", "old", 0.36), ("M", "young", 0.44), ("M", 
 
 @dataclass
 class Stored:
-    """By (sex, age), "" where not stated: decided, favourable; of the labelled (decided, favourable, positive, both)."""
+    """By (sex, age), "" where not stated; `labelled`: decided, favourable, positive and both of those with a label."""
 
     decided: Counter[tuple[str, str]] = field(default_factory=Counter)
     favourable: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -44,7 +44,7 @@ class Stored:
         return found
 
 
-def fill(url: str, rows_a_week: int = 400, first: datetime = FIRST) -> Stored:
+def fill(url: str, rows_a_week: int = 300, first: datetime = FIRST) -> Stored:
     """Fill a migrated store; the same numbers each time."""
     stored = Stored()
     with Store(url, b"key") as store, psycopg.connect(url, autocommit=True) as connection:
@@ -89,7 +89,8 @@ def _decisions(
                 counts[place] += each
             stored.correct[key] += granted == (outcome == FAVOURABLE)
         rows.append(Row(
-            offset, request_id=f"r{offset}", model=MODEL, version=VERSION, received_at_ms=_ms(at + timedelta(minutes=10 * i)),
+            offset, request_id=f"r{offset}", model=MODEL, version=VERSION,
+            received_at_ms=_ms(at + timedelta(minutes=10 * i)),
             variant="int8" if week > 5 else "original", certificate="c0ffee" if week > 5 else None,
             score=round(float(rng.random()), 4), decision=FAVOURABLE if granted else "refuse",
             attributes={**({"sex": sex} if sex else {}), "age": age}, consent_id="c" if i % 2 else None,
@@ -141,9 +142,9 @@ def _drift(connection: psycopg.Connection, first: datetime, at: datetime, week: 
     for index, feature in enumerate(("score", "X[0]", "X[1]")):
         psi = 0.01 * (index + 1) * (1 + (week if index == 2 else 0))
         _insert(connection, "drift_window", {
-            "id": f"{feature}{at}", "model": MODEL, "version": VERSION, "feature": feature, "edges": "e", "since": first,
-            "at": at, "rows": 4000, "reference_rows": 1000, "psi": psi, "psi_limit": 0.2, "jensen_shannon": psi / 8,
-            "ks": psi / 2, "wasserstein": psi, "adwin": int(psi > 0.2), "state": "alarm" if psi > 0.2 else "ok",
+            "id": f"{feature}{at}", "model": MODEL, "version": VERSION, "feature": feature, "edges": "e",
+            "since": first, "at": at, "rows": 4000, "reference_rows": 1000, "psi": psi, "psi_limit": 0.2,
+            "jensen_shannon": psi / 8, "ks": psi / 2, "wasserstein": psi, "adwin": int(psi > 0.2), "state": "alarm" if psi > 0.2 else "ok",
         })  # fmt: skip
 
 

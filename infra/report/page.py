@@ -37,9 +37,8 @@ class Shown:
     def headings(self) -> list[tuple[str, str]]:
         """Names of the columns and how they are aligned."""
         named = {name: [row[i] for row in self.found.rows] for i, name in enumerate(self.found.columns)}
-        numbers = (int, float)
-        return [(name, "number" if any(isinstance(each, numbers) for each in values) else "text")
-                for name, values in named.items()]  # fmt: skip
+        kinds = {name: {type(each) for each in values} for name, values in named.items()}
+        return [(name, "number" if found & {int, float} else "text") for name, found in kinds.items()]
 
 
 def cell(name: str, value: Any) -> str:
