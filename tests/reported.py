@@ -144,7 +144,8 @@ def _drift(connection: psycopg.Connection, first: datetime, at: datetime, week: 
         _insert(connection, "drift_window", {
             "id": f"{feature}{at}", "model": MODEL, "version": VERSION, "feature": feature, "edges": "e",
             "since": first, "at": at, "rows": 4000, "reference_rows": 1000, "psi": psi, "psi_limit": 0.2,
-            "jensen_shannon": psi / 8, "ks": psi / 2, "wasserstein": psi, "adwin": int(psi > 0.2), "state": "alarm" if psi > 0.2 else "ok",
+            "jensen_shannon": psi / 8, "ks": psi / 2, "wasserstein": psi, "adwin": int(psi > 0.2),
+            "state": "alarm" if psi > 0.2 else "ok",
         })  # fmt: skip
 
 
