@@ -19,7 +19,18 @@ import psycopg
 import typer
 from confluent_kafka import KafkaException
 
-from infra.commands import letters, proving, reading, references, reporting, request_files, sending, shown
+from infra.commands import (
+    complaints,
+    label_files,
+    letters,
+    proving,
+    reading,
+    references,
+    reporting,
+    request_files,
+    sending,
+    shown,
+)
 from infra.commands import status as states
 from infra.commands import variants as variant_commands
 from infra.commands.options import AsJson, Kafka, Models, Prefix, Store, Version, errors, group, out
@@ -43,6 +54,8 @@ for name, each in (("run", run_app), ("models", models_app), ("audit", audit_app
     app.add_typer(each, name=name)
 app.add_typer(variant_commands.app, name="variant")
 app.add_typer(letters.app, name="deadletter")
+app.add_typer(complaints.app, name="complaint")
+app.command("label")(label_files.label)
 app.add_typer(reporting.app, name="report")
 app.command("reference")(references.make_reference)
 app.command("verify")(proving.verify)
@@ -280,14 +293,22 @@ def compile_(
     ] = 0.99,
     budget: Annotated[float, typer.Option(min=0, help="Error of mixed bit widths, as a share of the outputs.")] = 0.01,
     certify_s: Annotated[float, typer.Option(min=0, help="Seconds for certificates of what is kept; 0: none.")] = 30.0,
+    attribute: Annotated[
+        list[str] | None, typer.Option(help="Of the rows: whose groups a variant must treat alike; repeat it.")
+    ] = None,
+    disparity_max: Annotated[
+        float, typer.Option(min=0, max=1, help="By how much a gap between groups may widen; 1 takes any.")
+    ] = 0.01,
 ) -> None:  # fmt: skip
     """Makes smaller and faster variants of a model, and keeps those worth having beside it."""
     from infra.commands import certification, compiling  # onnx and the runtime: nothing that other commands need
     from kernels.compile.compiler import Options
 
-    options = Options(agreement_min, budget)
+    options = Options(agreement_min, budget, disparity_max=disparity_max)
     prover = certification.prover(certify_s)
-    found, spec, rows = compiling.compile_folder(folder, calibration, ignore or [], options, errors, prover)
+    found, spec, rows = compiling.compile_folder(
+        folder, calibration, ignore or [], options, errors, prover, attribute or []
+    )
     with compiling.progress(errors) as step:
         certified = certification.certify(spec, found.kept, rows, certify_s, step)
     compiling.show(out, found, spec, certified.shown, certified.notes)

@@ -101,7 +101,7 @@ def change(settings: Settings, spec: ModelSpec, name: str | None, by: str | None
         if text and len(text) > TEXT_MAX:
             raise BadSetting(f"{option} has {len(text)} characters; say it in {TEXT_MAX}")
     now_ms = time.time_ns() // 1_000_000
-    record = Control(VARIANT, spec.model, spec.version, name, by or _user(), reason, now_ms)
+    record = Control(VARIANT, spec.model, spec.version, name, by or user(), reason, now_ms)
     producer = Producer({**clients.common(settings, f"{settings.prefix}-cli"), "enable.idempotence": True})
     refused: list[str] = []
     producer.produce(
@@ -111,7 +111,8 @@ def change(settings: Settings, spec: ModelSpec, name: str | None, by: str | None
         raise KafkaUnavailable(f"kafka did not take the change: {', '.join(refused) or 'no answer'}")
 
 
-def _user() -> str:
+def user() -> str:
+    """Who runs the command."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user has no name
