@@ -199,11 +199,11 @@ def compile_folder(
     prover: Callable[[ModelSpec, rows.Rows], Proves] | None = None, attributes: Sequence[str] = (),
 ) -> tuple[Compiled, ModelSpec, rows.Rows | None]:  # fmt: skip
     """Compiles a version of a model; with a prover, widths are searched by proof, too. Raises LraiError."""
+    if attributes and not calibration:
+        raise BadSetting(f"--attribute {attributes[0]}: there are no rows; give --calibration FILE")
     with progress(console) as step:
         spec = spec_of(folder)
         step("reading the rows")
-        if attributes and not calibration:
-            raise BadSetting(f"--attribute {attributes[0]}: there are no rows; give --calibration FILE")
         given = rows_of(calibration, spec, ignored, attributes) if calibration else None
         if prover and given:
             options = replace(options, proves=prover(spec, given))
@@ -247,7 +247,7 @@ def _shape(inputs: Inputs) -> tuple[tuple[int, ...], ...]:
 
 
 def inputs_of(value: bytes, spec: ModelSpec) -> Inputs | None:
-    """The inputs of a request, None where it is another model's or does not fit."""
+    """The inputs of a request and its sensitive features, None where it is another model's or does not fit."""
     if value[:1] == b"\0":
         value = framing.header(requests.NAME) + value[framing.CONFLUENT_BYTES :]
     try:
@@ -259,7 +259,11 @@ def inputs_of(value: bytes, spec: ModelSpec) -> Inputs | None:
     except BadRecord:
         return None
     fits = set(inputs) == {each.name for each in spec.inputs} and all(_fits(inputs[t.name], t) for t in spec.inputs)
-    return inputs if fits and len({len(each) for each in inputs.values()}) == 1 else None
+    if not fits or len({len(each) for each in inputs.values()}) != 1:
+        return None
+    told = {name: record["attributes"].get(name, "") for name in spec.sensitive_features}
+    n = rows.count([inputs])
+    return inputs | {rows.ATTRIBUTE + name: np.full(n, word, object) for name, word in told.items()}
 
 
 def _fits(array: npt.NDArray[Any], tensor: repository.TensorSpec) -> bool:
@@ -273,10 +277,16 @@ def _fits(array: npt.NDArray[Any], tensor: repository.TensorSpec) -> bool:
 
 
 def save(path: Path, found: Recorded) -> None:
-    """Writes an NPZ file that says that its rows come from a topic. Raises LraiError."""
+    """Writes an NPZ file that says that its rows come from a topic, attributes by their names. Raises LraiError."""
+    told = {
+        name.removeprefix(rows.ATTRIBUTE): array.astype(str)
+        for name, array in found.inputs.items()
+        if name.startswith(rows.ATTRIBUTE) and any(array)
+    }
+    arrays = told | rows.inputs_alone(found.inputs)
     aside = path.with_name(f".{path.name}.part.npz")
     try:
-        np.savez(aside, **found.inputs)  # type: ignore[arg-type]
+        np.savez(aside, **arrays)  # type: ignore[arg-type]
         with zipfile.ZipFile(aside, "a") as archive:
             archive.comment = FROM_TOPIC
         os.replace(aside, path)
