@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html.parser
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -289,6 +290,16 @@ def test_the_command_names_the_file(report: Reported, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.strip() == f"equity-{FIRST}-{LAST}.html"
     assert (tmp_path / done.stdout.strip()).read_text().startswith("<!doctype html>")
+
+
+def test_the_questions_of_the_document_have_answers(report: Reported) -> None:
+    text = (Path(__file__).parents[2] / "docs/equity.md").read_text()
+    (block,) = re.findall(r"<!-- test: sql -->\n```sql\n(.*?)```", text, re.DOTALL)
+    questions = [each.strip() for each in block.replace("diabetes", MODEL).split(";") if each.strip()]
+    assert len(questions) == 10
+    with psycopg.connect(report.url, autocommit=True) as connection:
+        answers = [connection.execute(each.encode()).fetchall() for each in questions]
+    assert [number for number, rows in enumerate(answers) if not rows] == [7]  # nothing was answered under the freeze
 
 
 def test_a_period_ends_with_its_last_day() -> None:
