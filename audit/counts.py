@@ -148,20 +148,14 @@ class Counts:
 
     def labelled(self) -> Groups:
         """The totals of the labels that came in this epoch."""
-        nothing = [0, 0, 0, 0]
-        found = {
-            attribute: {
-                group: [now - then for now, then in zip(
-                    counts, self.labels_before.get(attribute, {}).get(group, nothing), strict=True
-                )]
-                for group, counts in groups.items()
-            }
-            for attribute, groups in self.labels.items()
-        }  # fmt: skip
-        return {
-            attribute: {group: counts for group, counts in groups.items() if min(counts) >= 0 and counts[0]}
-            for attribute, groups in found.items()
-        }
+        found: Groups = {}
+        for attribute, groups in self.labels.items():
+            before = self.labels_before.get(attribute, {})
+            for group, counts in groups.items():
+                own = [now - then for now, then in zip(counts, before.get(group, [0, 0, 0, 0]), strict=True)]
+                if own[0] > 0 and min(own) >= 0:
+                    found.setdefault(attribute, {})[group] = own
+        return found
 
     def coverage(self, attribute: str) -> tuple[int, float]:
         """All decisions, and the share of them that carry the attribute."""

@@ -38,7 +38,7 @@ def tally(
         "outcomes": {"ok": requests}, "groups": counted, "consent_missing": 0, "histograms": [],
         "latency": np.array([requests, *[0] * len(SECONDS)], "<i4").tobytes(),
         "releases": [{"variant": None, "certificate": None, "requests": requests, "rows": requests,
-                      "execution_s": 0.001 * requests}],
+                      "execution_s": requests / 1024}],
         "cpu_s": 0.0, "gpu_s": 0.0, "energy_j": 0.0, "energy_source": "estimate", "cost": 0.0, "currency": "EUR",
         "frozen": None, **more,
     }  # fmt: skip
