@@ -6,7 +6,6 @@ Edges are fixed once on a sample, so that histograms of later rows add up and co
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,10 +148,14 @@ def count(values: Floats, edges: Sequence[Floats]) -> tuple[list[npt.NDArray[np.
     ordered = np.sort(values, axis=0).T  # NaN last: numbers below an edge are found by halving
     missing = np.isnan(values).sum(axis=0)
     whole = (len(values) - missing).tolist()
-    counts = [
-        np.diff(column[:there].searchsorted(own), prepend=0, append=there).astype(np.int32)
-        for column, own, there in zip(ordered, edges, whole, strict=True)
-    ]
+    below, at, places = np.zeros(sum(map(len, edges)) + 2 * len(edges), np.int32), 0, []
+    for column, own, there in zip(ordered, edges, whole, strict=True):
+        below[at + 1 : at + 1 + len(own)] = column[:there].searchsorted(own)
+        below[at + 1 + len(own)] = there
+        places.append(slice(at, at + 1 + len(own)))
+        at += len(own) + 2
+    steps = np.diff(below)
+    counts = [steps[place] for place in places]
     finite = np.where(np.isfinite(values), values, 0.0)
     with np.errstate(over="ignore"):
         sums, squares = np.nan_to_num(finite.sum(axis=0)), np.nan_to_num((finite * finite).sum(axis=0))
@@ -161,7 +164,7 @@ def count(values: Floats, edges: Sequence[Floats]) -> tuple[list[npt.NDArray[np.
 
 def write(folder: Path, reference: Reference) -> None:
     """Puts it beside the model, whole or not at all."""
-    path, aside = folder / FILE, folder / f".{FILE}.{os.getpid()}"
+    path, aside = folder / FILE, folder / f".{FILE}.part"
     aside.write_bytes(_READER.dump_json(reference, indent=1))
     aside.replace(path)
 

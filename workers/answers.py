@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from streams.window import Block, Headers
 from workers.merge import Merged
 
 Outputs = dict[str, npt.NDArray[Any]]
+RELEASE = ("model", "version", "variant", "certificate", "frozen")
 FROZEN = "lrai_frozen"  # header of an answer under a freeze: its id
 MISSING = "lrai_missing"  # header of an answer to a request that lacks what the model's owner asks for
 LACKS = {1: b"consent_id", 2: b"attributes", 3: b"consent_id,attributes"}  # by Merged.missing
@@ -242,7 +243,7 @@ def _decisions(
         "attributes": joined(attributes, "<i4") if sets else b"",
         "attribute_sets": sets,
         "release": np.zeros(sum(counts), "<i4").tobytes(),
-        "releases": [asdict(release)],
+        "releases": [dict(zip(RELEASE, (*release.key, release.frozen), strict=True))],
         "status": np.repeat([each.status for each in ended], counts).astype("<u1").tobytes(),
         "error": np.repeat(error_codes, counts).astype("<i4").tobytes() if errors else b"",
         "errors": [{"code": code, "message": message} for code, message in errors],

@@ -13,6 +13,7 @@ from threading import Lock
 from typing import Any
 
 SAMPLE_S = 1.0
+ASK_S = 0.1
 HOUR_S = 3600
 ESTIMATE, RAPL, NVML = "estimate", "rapl", "nvml"
 POWERCAP = Path("/sys/class/powercap")
@@ -98,7 +99,8 @@ class Nvml:
 class Meter:
     """What the process took since the last question, whoever asked: the shares of all lanes add up to the whole.
 
-    CPU is that of the process: threads of the runtime and of the Kafka client are in it, other processes are not.
+    CPU is that of the process: threads of the runtime and of the Kafka client are in it, other processes are not. The
+    clock is read every ASK_S, since that may take longer than a window: what comes in between has no share.
     """
 
     def __init__(
@@ -110,12 +112,15 @@ class Meter:
         self._cpu_s, self._clock = cpu_s, clock
         self._lock = Lock()
         self._taken_s = cpu_s()
+        self._due_s = 0.0
 
     def take(self, gpu_s: float) -> dict[str, Any]:
         """The fields of a Tally that say what it took. `gpu_s`: seconds of kernel runs on a GPU."""
+        now_s, cpu_s = self._clock(), 0.0
         with self._lock:
-            now_s, total_s = self._clock(), self._cpu_s()
-            cpu_s, self._taken_s = max(0.0, total_s - self._taken_s), total_s
+            if now_s >= self._due_s:
+                self._due_s, total_s = now_s + ASK_S, self._cpu_s()
+                cpu_s, self._taken_s = max(0.0, total_s - self._taken_s), total_s
             rate = self._rapl.joules_per_cpu_s(now_s) if self._rapl else None
             watts = self._nvml.watts(now_s) if self._nvml and gpu_s else None
         prices = self.prices

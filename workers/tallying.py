@@ -21,6 +21,10 @@ class Tallying:
         self.topic, self.watches, self.meter = topic, watches, meter
         self._look_ms = 0
         self._told: set[str] = set()
+        self._decisions = {
+            version: [meters.DECISIONS.labels(each.spec.model, version, word) for word in ("otherwise", "favourable")]
+            for version, each in watches.items()
+        }
 
     def block(
         self, version: str, records: Sequence[Record], answered: Sequence[Answered], about: About, now_ms: int
@@ -39,16 +43,17 @@ class Tallying:
 
     def _measure(self, watch: Watch, records: Sequence[Record], record: Record) -> None:
         names = watch.spec.model, watch.spec.version
-        meters.CPU_S.labels(*names).inc(record["cpu_s"])
-        meters.ENERGY_J.labels(*names, record["energy_source"]).inc(record["energy_j"])
-        meters.COST.labels(*names, record["currency"]).inc(record["cost"])
-        if record["gpu_s"]:
+        if record["cpu_s"] or record["gpu_s"]:
+            meters.CPU_S.labels(*names).inc(record["cpu_s"])
             meters.GPU_S.labels(*names).inc(record["gpu_s"])
+            meters.ENERGY_J.labels(*names, record["energy_source"]).inc(record["energy_j"])
+            meters.COST.labels(*names, record["currency"]).inc(record["cost"])
         if watch.spec.favourable is not None:
-            found = [decided(each, watch.spec.favourable) for each in records]
-            favourable = sum(each[1] for each in found)
-            meters.DECISIONS.labels(*names, "favourable").inc(favourable)
-            meters.DECISIONS.labels(*names, "otherwise").inc(sum(each[0] for each in found) - favourable)
+            otherwise, favourable = self._decisions[watch.spec.version]
+            for each in records:
+                count, good = decided(each, watch.spec.favourable)
+                otherwise.inc(count - good)
+                favourable.inc(good)
         over = {each["attribute"] for each in record["groups"] if each["group"] == OTHER} - self._told
         for attribute in over:
             self._told.add(attribute)

@@ -35,8 +35,8 @@ def machine(folder: Path, joules: float, busy_s: float, most: float = 1000.0) ->
 
 
 def test_without_counters_energy_is_an_estimate_that_says_so(tmp_path: Path) -> None:
-    cpu = Clock()
-    meter = Meter(PRICES, Rapl(tmp_path, tmp_path / "stat"), cpu_s=cpu)
+    cpu, now = Clock(), Clock()
+    meter = Meter(PRICES, Rapl(tmp_path, tmp_path / "stat"), cpu_s=cpu, clock=now)
     cpu.s = 2.0
     assert meter.take(0.0) == {
         "cpu_s": 2.0, "gpu_s": 0.0, "energy_j": 20.0, "energy_source": "estimate", "cost": 2.0, "currency": "EUR",
@@ -46,12 +46,16 @@ def test_without_counters_energy_is_an_estimate_that_says_so(tmp_path: Path) -> 
 
 def test_shares_of_lanes_add_up_to_what_the_process_took() -> None:
     cpu = Clock()
-    meters = [Meter(PRICES, cpu_s=cpu)] * 3
-    total = 0.0
-    for step, meter in enumerate(meters * 5):
+    now = Clock()
+    meter = Meter(PRICES, cpu_s=cpu, clock=now)
+    shares = []
+    for step in range(20):
         cpu.s += 0.1 * step
-        total += meter.take(0.0)["cpu_s"]
-    assert total == pytest.approx(cpu.s)
+        now.s += 0.03
+        shares.append(meter.take(0.0)["cpu_s"])
+    assert 0 < shares.count(0.0) < 18, "the clock is not read for every window"
+    now.s += 1
+    assert sum(shares) + meter.take(0.0)["cpu_s"] == pytest.approx(cpu.s)
 
 
 def test_rapl_gives_the_packages_joules_to_those_who_were_busy(tmp_path: Path) -> None:
