@@ -11,6 +11,7 @@ from psycopg.types.json import Jsonb
 
 from audit import labels, sql
 from audit.labels import Decided, GroupKey, Label, LabelCount, Pair, Setting, Settings
+from audit.watched import clean
 from kernels.spec import ModelSpec
 
 LABELS_MAX = 1000  # that are looked up in a transaction
@@ -67,7 +68,7 @@ def keep_settings(connection: psycopg.Connection, specs: Iterable[ModelSpec]) ->
     connection.execute("select pg_advisory_xact_lock(%s)", [_JOINER])
     before = _settings(connection)
     for spec in specs:
-        connection.execute(sql.query("insert_model_setting"), _row(spec))
+        connection.execute(sql.query("insert_model_setting"), clean(_row(spec)))
     for release, setting in _settings(connection).items():
         if before.get(release, setting) != setting:
             _recount(connection, release, setting)

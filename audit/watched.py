@@ -70,7 +70,7 @@ def watched(
         topic, partition, offset = place
         try:
             found = _ROWS[name]({**record, "topic": topic, "partition": partition, "offset": offset}, pseudonym)
-            content = tuple((statement, _clean(row)) for statement, row in found)
+            content = tuple((statement, clean(row)) for statement, row in found)
         except BadRecord as err:
             content = Refusal(err.code, str(err))
     return Watched(*place, produced_ms, value, content)
@@ -98,14 +98,16 @@ def as_json(text: str | None) -> Jsonb | None:
         return Jsonb(text)
 
 
-def _clean(row: Row) -> Row:
-    """What Postgres can hold."""
+def clean(row: Row) -> Row:
+    """What Postgres can hold: no U+0000, and in JSON no NaN and no infinity."""
     return {name: _cleaned(value) for name, value in row.items()}
 
 
 def _cleaned(value: Any) -> Any:
     if isinstance(value, str):
         return storable(value)
+    if isinstance(value, list):
+        return [_cleaned(item) for item in value]
     return Jsonb(_storable_json(value.obj)) if isinstance(value, Jsonb) else value
 
 
@@ -114,7 +116,7 @@ def _storable_json(value: Any) -> Any:
         return storable(value)
     if isinstance(value, Mapping):
         return {storable(name): _storable_json(item) for name, item in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_storable_json(item) for item in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value
 

@@ -199,6 +199,12 @@ def test_other_settings_count_the_labels_anew(url: str, store: Store) -> None:
     assert fetch(url, "select favourable from audit.model_setting order by id") == [("yes",), ("no",)]
 
 
+def test_settings_that_postgres_cannot_hold_are_stored_all_the_same(url: str, store: Store) -> None:
+    store.keep_settings([replace(SPEC, version="2", threshold=float("nan"), favourable="a\0b", labels=("a\0b", "c"))])
+    found = "select favourable, labels, stated -> 'threshold' from audit.model_setting_now where version = '2'"
+    assert fetch(url, found) == [("a\ufffdb", ["a\ufffdb", "c"], None)]
+
+
 def test_a_batch_of_labels_is_bounded_and_one_writer_joins_at_a_time(url: str, store: Store) -> None:
     Writing(store).records(*(label(f"never-{i}") for i in range(LABELS_MAX + 50)))
     with Store(url, KEY) as other, psycopg.connect(url) as holder:
