@@ -44,14 +44,14 @@ def sufficient(a: Count, b: Count) -> bool:
 def information(a: Count, b: Count) -> float:
     """Inverse variance of the difference of two rates, assumed equal or not: the lesser of the two.
 
-    Without the assumption it is too large when a small group happens to lie near 0 or 1.
+    Without the assumption it is too large when a small group happens to lie near 0 or 1. 0 where all decide alike.
     """
-    if not a[0] or not b[0]:
+    if not a[0] or not b[0] or not 0 < a[1] + b[1] < a[0] + b[0]:
         return 0.0
     rate_a, rate_b, pooled = a[1] / a[0], b[1] / b[0], (a[1] + b[1]) / (a[0] + b[0])
     apart = rate_a * (1 - rate_a) / a[0] + rate_b * (1 - rate_b) / b[0]
     together = pooled * (1 - pooled) * (1 / a[0] + 1 / b[0])
-    return 1 / max(apart, together) if together else inf
+    return 1 / max(apart, together)
 
 
 def p_value(difference: float, information: float) -> float:

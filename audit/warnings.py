@@ -83,10 +83,8 @@ def disparity(assessment: Assessment, limit: float, attribute: str) -> list[Warn
     if assessment.state not in ("warn", "alarm"):
         return []
     severity = "critical" if assessment.state == "alarm" else "warning"
-    value = f"{assessment.definition} by {attribute} is {assessment.value:.3f}, limit {limit:g}"
-    message = (
-        f"{value}: {'established' if severity == 'critical' else 'a difference is established, not beyond the limit'}"
-    )
+    said = "established" if severity == "critical" else "a difference is established, that it exceeds the limit is not"
+    message = f"{assessment.definition} by {attribute} is {assessment.value:.3f}, limit {limit:g}: {said}"
     action = "freeze and review: lrai equity review" if severity == "critical" else "watch: lrai equity review"
     groups = {each.group: [each.decided, each.favourable] for each in assessment.groups}
     evidence = {"definition": assessment.definition, "value": assessment.value, "limit": limit, "groups": groups}

@@ -64,6 +64,24 @@ def test_assessments_carry_the_same_numbers() -> None:
     assert [(each.decided, each.favourable) for each in opportunity.groups] == [(1_000, 500), (1_000, 700)]
 
 
+@given(st.lists(st.tuples(COUNT, COUNT), max_size=5), st.sampled_from([None, "1"]))
+def test_odds_are_two_demographic_parities(drawn: list[Any], reference: str | None) -> None:
+    """Of the rows with the favourable outcome, and of those without."""
+    positives, negatives = ({str(i): each[side] for i, each in enumerate(drawn)} for side in (0, 1))
+    confusions = {
+        name: Confusion(p[0] + n[0], p[1] + n[1], p[0], p[1])
+        for name, p, n in zip(positives, positives.values(), negatives.values(), strict=True)
+    }
+    both, opportunity = odds(confusions, 0.05, 0.01, reference)
+    assert opportunity.groups == demographic_parity(positives, 0.05, 0.01, reference).groups
+    strict = [demographic_parity(each, 0.05, 0.005, reference) for each in (positives, negatives)]
+    loose = [demographic_parity(each, 0.05, 0.01, reference) for each in (positives, negatives)]
+    assert any(each.established for each in strict) <= both.established <= any(each.established for each in loose)
+    assert both.value == max(each.value for each in loose) and both.ratio == min(each.ratio for each in loose)
+    shown = negatives if both.method.endswith("of false positive rates") else positives
+    assert [(each.decided, each.favourable) for each in both.groups] == list(shown.values())
+
+
 @pytest.mark.parametrize(
     ("rates", "step"),
     [

@@ -52,7 +52,8 @@ def test_information_is_that_of_either_reading_at_most(a: tuple[int, int], b: tu
 
 
 def test_nothing_is_known_without_decisions() -> None:
-    assert information((0, 0), (10, 5)) == 0 and half_width(0, 0.01) == inf and p_value(1.0, 0) == 1
+    assert information((0, 0), (10, 5)) == information((10, 0), (10, 0)) == information((10, 10), (10, 10)) == 0
+    assert half_width(0, 0.01) == inf and p_value(1.0, 0) == 1
 
 
 def test_the_betting_test_is_exact() -> None:
