@@ -20,6 +20,7 @@ from audit.labelling import Labelling
 from audit.store import AuditWindow, Store, migrate
 from kernels.spec import ModelSpec
 from schemas import framing
+from schemas.errors import StoreUnavailable
 from tests.decisions import Row, batch_of
 from tests.watched import Writing, fetch
 
@@ -197,6 +198,23 @@ def test_other_settings_count_the_labels_anew(url: str, store: Store) -> None:
     assert {(key.attribute, key.group): tuple(number) for key, number in totals.items()} == {("sex", "F"): (5, 0, 5, 0)}
     assert fetch(url, AGREE) == [(0,)]
     assert fetch(url, "select favourable from audit.model_setting order by id") == [("yes",), ("no",)]
+
+
+def test_a_join_that_is_cut_off_is_done_again_and_counts_once(url: str, store: Store) -> None:
+    Decisions(store)(*(Row(i, request_id=str(i), decision="yes", attributes={"sex": "F"}) for i in range(5)))
+    Writing(store).records(*(label(str(i)) for i in range(5)))
+    with psycopg.connect(url) as holder, ThreadPoolExecutor(1) as pool:
+        holder.execute("lock table audit.label_count in access exclusive mode")
+        joining = pool.submit(store.join_labels)
+        waits = "select pg_terminate_backend(pid) from pg_stat_activity where wait_event_type = 'Lock' and datname = "
+        end = time.monotonic() + 20
+        while not fetch(url, waits + "current_database()"):
+            assert time.monotonic() < end, "nobody waits for the totals"
+        assert isinstance(joining.exception(20), StoreUnavailable)
+    assert {state for *_, state in states(url)} == {"pending"}
+    assert store.join_labels().states == {"joined": 5}
+    assert fetch(url, AGREE) == [(0,)]
+    assert fetch(url, "select decided from audit.label_count where attribute = 'sex'") == [(5,)]
 
 
 def test_settings_that_postgres_cannot_hold_are_stored_all_the_same(url: str, store: Store) -> None:

@@ -28,7 +28,7 @@ PURE = (
     *("streams.topics", "workers.merge", "workers.answers", "workers.turns", "workers.backoff", "workers.variants"),
     "workers.tallies",
     *("kernels.spec", "kernels.outcome", "audit.rows"),
-    *(f"audit.{name}" for name in ("fairness", "sequential", "drift", "warnings")),
+    *(f"audit.{name}" for name in ("fairness", "sequential", "drift", "warnings", "labels")),
 )
 OUTSIDE = """confluent_kafka kafka psycopg sqlalchemy alembic onnxruntime onnx faust pydantic_settings
 prometheus_client time datetime random secrets os socket subprocess multiprocessing logging urllib http requests"""
