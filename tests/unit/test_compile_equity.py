@@ -134,7 +134,10 @@ def compiled(folder: Path, options: Options, attributes: tuple[str, ...] = ()) -
 def test_bits_are_raised_until_groups_fare_alike(tmp_path: Path) -> None:
     folder = tmp_path / "net/1"
     net_at(folder, slice(300, 500))
-    found, shown = compiled(folder, Options(agreement_min=0.98, budget=0.05))
+    free, _ = compiled(folder, Options(agreement_min=0.9, budget=0.1, disparity_max=1.0))
+    assert not [each.refused for each in free.tried if "sex" in each.refused]
+    assert {"weights8", "weights4"} <= {each.name for each in free.kept}
+    found, shown = compiled(folder, Options(agreement_min=0.9, budget=0.1))
     refused = {each.name: each.refused for each in found.tried if each.refused}
     for name in ("weights4", "weights8", "int8"):
         assert "by sex" in refused[name] or "groups of sex" in refused[name]
