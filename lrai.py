@@ -21,6 +21,7 @@ from confluent_kafka import KafkaException
 
 from infra.commands import (
     complaints,
+    equity,
     label_files,
     letters,
     proving,
@@ -54,6 +55,7 @@ for name, each in (("run", run_app), ("models", models_app), ("audit", audit_app
     app.add_typer(each, name=name)
 app.add_typer(variant_commands.app, name="variant")
 app.add_typer(letters.app, name="deadletter")
+app.add_typer(equity.app, name="equity")
 app.add_typer(complaints.app, name="complaint")
 app.command("label")(label_files.label)
 app.add_typer(reporting.app, name="report")

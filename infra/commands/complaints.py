@@ -15,9 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from audit.watched import Refusal, watched
+from infra.commands.live_state import user
 from infra.commands.options import AsJson, Kafka, Prefix, Store, errors, group, out
 from infra.commands.producing import produce
-from infra.commands.variants import user
 from schemas import framing
 from schemas.errors import BadSetting, LraiError
 from streams import topics
