@@ -84,6 +84,22 @@ def test_a_million_stable_rows_give_no_alarm_and_a_shift_is_found(name: str) -> 
     assert max(found["adwin"], found["histogram"]) <= 2_000
 
 
+@pytest.mark.parametrize("tally", [10, 64, 300, 499, 501, 999, 2_000])
+def test_a_shift_is_found_in_time_by_tallies_of_any_size(tally: int) -> None:
+    rng = np.random.default_rng(tally)
+    sample = rng.standard_normal(10_000)
+    edges = np.quantile(sample, np.linspace(0, 1, 11))
+    reference, recent = counted(sample, edges), Recent()
+    for cells in counted(rng.standard_normal((2 + 3_000 // tally, tally)), edges):
+        recent.add(cells)
+        assert assess(reference, recent.counts, edges).state != "alarm"
+    for cells in counted(rng.standard_normal((2_000 // tally, tally)) + 0.5, edges):
+        recent.add(cells)
+        if assess(reference, recent.counts, edges).state == "alarm":
+            return
+    pytest.fail("2,000 rows were not enough")
+
+
 def test_a_trivial_shift_of_many_rows_is_none() -> None:
     rng = np.random.default_rng(2)
     edges = np.linspace(-3, 3, 13)
