@@ -28,8 +28,8 @@ SECTIONS = (
         "overview", "Overview",
         "Requests received in the period, by model and version. The state is the worst of all definitions and "
         "attributes at the end of the period: insufficient (too few decisions to say anything), ok (no difference is "
-        "established, which does not say that there is none), warn (one is, within the limit), alarm (one is, beyond "
-        "the limit). Requests for models that do not exist belong to none.",
+        "established, which does not say that there is none), warn (one is, not that it matters by the limit), alarm "
+        "(one is, beyond the limit). Requests for models that do not exist belong to none.",
         "No requests.",
     ),
     Section(
