@@ -129,7 +129,7 @@ def test_drift() -> None:
     stable = [tally({}, histograms=[histogram([0, 500, 0])]) for _ in range(4)]
     watching, counts = watch(), counted(*stable)
     (told,) = watching.look(counts, False, AT_MS)
-    assert (told.kind, told.key, told.record["state"], told.record["rows"]) == ("drift", "net/1/score", "ok", 1000)
+    assert (told.kind, told.key, told.record["state"], told.record["rows"]) == ("drift", "net/1/score", "ok", 500)
     for offset in range(4, 8):
         counts.add(tally({}, histograms=[histogram([500, 0, 0])]), "t/0", offset)
     assert kinds(watching.look(counts, False, AT_MS + 1)) == []  # once a second
