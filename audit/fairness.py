@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import nan
+from math import inf, nan
 
 from audit.sequential import Count, half_width, holm, information, p_value, sufficient, wilson
 from schemas.errors import BadSetting, IntegrityError
@@ -75,6 +75,7 @@ class _Comparison:
     own: Count
     reference: str | None
     other: Count
+    hypothesis: str  # what it tests: of two groups without a reference, either says the same about the other
 
     @property
     def is_reference(self) -> bool:
@@ -181,9 +182,7 @@ def _assess(
     levels = _levels(compared, alpha)
     strict = alpha / max(len(levels), 1) if freeze_on == "excludes_limit" else None
     judged = [
-        _groups(
-            [(each, levels.get(_hypothesis(part, each, comparisons), alpha)) for each in comparisons], limit, strict
-        )
+        _groups([(each, levels.get((part, each.hypothesis), alpha)) for each in comparisons], limit, strict)
         for part, comparisons in enumerate(compared)
     ]
     decided = [{group: count for group, count in counts.items() if count[0]} for counts in parts]
@@ -219,24 +218,20 @@ def _check(parts: tuple[Mapping[str, Count], ...], limit: float, alpha: float, f
 def _comparisons(counts: Mapping[str, Count], reference: str | None) -> list[_Comparison]:
     decided = sum(count[0] for count in counts.values())
     favourable = sum(count[1] for count in counts.values())
+    seen = sorted(group for group, count in counts.items() if count[0])
+    mirrored = len(seen) == 2 and reference is None
     found = []
     for group, own in sorted(counts.items()):
         others = (decided - own[0], favourable - own[1])
-        found.append(_Comparison(group, own, reference, others if reference is None else counts.get(reference, (0, 0))))
+        other = others if reference is None else counts.get(reference, (0, 0))
+        found.append(_Comparison(group, own, reference, other, seen[0] if mirrored else group))
     return found
-
-
-def _hypothesis(part: int, comparison: _Comparison, comparisons: list[_Comparison]) -> tuple[int, str]:
-    """What a comparison tests; of two groups without a reference, either says the same about the other."""
-    seen = [each.group for each in comparisons if each.own[0]]
-    mirrored = len(seen) == 2 and comparison.reference is None
-    return part, seen[0] if mirrored else comparison.group
 
 
 def _levels(compared: list[list[_Comparison]], alpha: float) -> dict[tuple[int, str], float]:
     """By hypothesis. Groups too small to be tested count, too: a correction that grew later was too small before."""
     p_values = {
-        _hypothesis(part, each, comparisons): p_value(each.difference, each.information)
+        (part, each.hypothesis): p_value(each.difference, each.information)
         for part, comparisons in enumerate(compared)
         for each in comparisons
         if each.own[0] and not each.is_reference
@@ -246,30 +241,34 @@ def _levels(compared: list[list[_Comparison]], alpha: float) -> dict[tuple[int, 
 
 def _groups(judged: list[tuple[_Comparison, float]], limit: float, strict: float | None) -> tuple[Group, ...]:
     """strict: the level at which the sequence must exclude the limit; None: equality is enough."""
-    excluded = [each for each, level in judged if abs(each.difference) > half_width(each.information, level)]
+    widths = [(each, half_width(each.information, level)) for each, level in judged]
+    excluded = [(each.difference, _rate(each.own)) for each, half in widths if abs(each.difference) > half]
     found = []
-    for each, level in judged:
-        half = half_width(each.information, level)
+    for each, half in widths:
+        difference, rate = each.difference, _rate(each.own)
         state = "ok"
-        if not each.information:
+        if half == inf:
             state = "ok" if each.is_reference and each.own[0] else "insufficient"
-        elif each in excluded:
+        elif abs(difference) > half:
             beyond = _apart(each, excluded) > limit
             if strict is not None:
-                beyond = abs(each.difference) - half_width(each.information, strict) > limit
+                beyond = abs(difference) - half_width(each.information, strict) > limit
             state = "alarm" if beyond else "warn"
         low, high = wilson(each.own)
-        bounds = max(each.difference - half, -1.0), min(each.difference + half, 1.0)
-        rate, compared_with = _rate(each.own), OTHERS if each.reference is None else each.reference
-        found.append(Group(each.group, *each.own, rate, low, high, compared_with, each.difference, *bounds, state))
+        bounds = max(difference - half, -1.0), min(difference + half, 1.0)
+        compared_with = OTHERS if each.reference is None else each.reference
+        found.append(Group(each.group, *each.own, rate, low, high, compared_with, difference, *bounds, state))
     return tuple(found)
 
 
-def _apart(comparison: _Comparison, excluded: list[_Comparison]) -> float:
-    """How far a group is from what it is compared with, or from a group that lies on the other side of it."""
-    opposite = [each for each in excluded if each.difference * comparison.difference < 0]
-    gaps = [abs(_rate(comparison.own) - _rate(each.own)) for each in opposite]
-    return max(abs(comparison.difference), *gaps, 0.0)
+def _apart(comparison: _Comparison, excluded: list[tuple[float, float]]) -> float:
+    """How far a group is from what it is compared with, or from a group that lies on the other side of it.
+
+    excluded: difference and rate of the groups that are different.
+    """
+    rate, difference = _rate(comparison.own), comparison.difference
+    gaps = [abs(rate - other) for apart, other in excluded if apart * difference < 0]
+    return max(abs(difference), *gaps, 0.0)
 
 
 def _worst(compared: list[_Comparison], groups: tuple[Group, ...]) -> int:
