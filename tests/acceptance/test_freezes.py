@@ -89,7 +89,7 @@ def tallies(service: Service) -> list[Record]:
     while time.monotonic() < end:
         for message in consumer.consume(500, 0.5):
             assert message.error() is None, message.error()
-            found.append(framing.decode(message.value())[1])
+            found.append(framing.decode(message.value() or b"")[1])
     consumer.close()
     return [each for each in found if each["kind"] == "decisions"]
 
