@@ -6,11 +6,14 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psycopg
@@ -67,8 +70,9 @@ class Stream:
 
 def kill(running: Running) -> None:
     """The monitor itself, wherever it is in its work."""
-    for pid in running.children().values():
-        os.kill(pid, signal.SIGKILL)
+    for name, pid in running.children().items():
+        if "-monitor-" in name:
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_kills_lose_and_double_nothing(make_place: Callable[..., Place], show: Show) -> None:
@@ -98,7 +102,7 @@ def differs(place: Place, tallies: Tallies) -> str:
     return f"counted {found - tallies.counted} too much, {tallies.counted - found} too little"
 
 
-FREEZES = 20 if LONG else 4
+FREEZES = 20 if LONG else 3
 SCORED = """sensitive_features = ["sex"]
 score = { output = "score", index = 0 }
 threshold = 0.5
@@ -175,17 +179,42 @@ def test_freezes_in_time_and_counts_what_the_store_counts(make_place: Callable[.
                 assert (record["epoch"], record["state"], control.by) == (number, "alarm", "monitor")
                 first = until(lambda c=control, r=record: refused(reader, r["at"] / 1000), 20, running.tail)
                 waited.append(first - record["at"] / 1000)
-                now_ms = live_state.now_ms()
-                live_state.write(
-                    settings, Control(UNFREEZE, "freezing", "1", None, "ann", "a test", now_ms, control.id)
-                )
-                monitor = next(pid for name, pid in running.children().items() if "monitor" in name)
                 if number == 0:
-                    os.kill(monitor, signal.SIGKILL)
+                    reviewed(place, control)
+                    lrai(place, "equity", "unfreeze", "freezing", "--by", "ann", "--reason", "a test")
+                    continue
+                ended = Control(UNFREEZE, "freezing", "1", None, "ann", "a test", live_state.now_ms(), control.id)
+                live_state.write(settings, ended)
+            ready = len(running.named("ready"))
+            kill(running)
+            until(lambda: len(running.named("ready")) > ready, 40, running.tail)
         drained(place, load, reader)
         until(lambda: recounted(place) == counted(place), 20, lambda: f"{recounted(place)} {counted(place)}")
         assert running.stop() == 0, running.tail()
     show(f"from the last decision of the evidence to the first frozen answer: {quantiles(waited)}")
+
+
+def lrai(place: Place, *arguments: str) -> str:
+    """The command line's answer."""
+    command = [sys.executable, "-c", "from lrai import main; main()", *arguments]
+    done = subprocess.run(command, env=place.environment(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def reviewed(place: Place, freeze: Control) -> None:
+    """The evidence as an auditor sees it."""
+
+    def review() -> dict[str, Any]:
+        return json.loads(lrai(place, "equity", "review", "freezing", "--json"))  # type: ignore[no-any-return]
+
+    until(lambda: review()["examples"] and review()["alerts"][1:], 30, "the store has examples and both alerts")
+    found = review()
+    assert (found["version"], found["frozen"]["id"], found["problem"]) == ("1", freeze.id, "")
+    assert {(row["group"], row["group_state"]) for row in found["tests"]} == {("F", "alarm"), ("M", "alarm")}
+    assert {row["group"] for row in found["examples"]} == {"F", "M"}
+    assert {row["kind"] for row in found["alerts"]} == {"frozen", "disparity"}
+    assert "FROZEN since" in lrai(place, "equity", "review", "freezing")
 
 
 def refused(reader: Reader, since: float) -> float | None:
