@@ -22,7 +22,7 @@ from confluent_kafka import KafkaException
 from infra.commands import letters, proving, reading, request_files, sending, shown
 from infra.commands import status as states
 from infra.commands import variants as variant_commands
-from infra.commands.options import AsJson, Kafka, Models, Prefix, Store, Version, errors, group, out
+from infra.commands.options import AsJson, Device, Kafka, Models, Prefix, Store, Version, errors, group, out
 from kernels import repository
 from kernels.spec import ModelSpec
 from schemas.errors import BadSetting, LraiError
@@ -64,10 +64,12 @@ Model = Annotated[str, typer.Option("--model", help="Name of the model.")]
 @app.command()
 def up(
     models: Models = None, kafka: Kafka = None, store: Store = None, slot: Slot = None, prefix: Prefix = None,
-    leave: Leave = False,
+    device: Device = None, leave: Leave = False,
 ) -> None:  # fmt: skip
     """The whole pipeline on this machine, supervised. Prints `lrai ready` when every part is."""
-    settings, specs = _checked(models=models, kafka=kafka, store=store, slot=slot, prefix=prefix, leave=leave or None)
+    settings, specs = _checked(
+        models=models, kafka=kafka, store=store, slot=slot, prefix=prefix, device=device, leave=leave or None
+    )
 
     def children(key: bytes) -> list[ChildSpec]:
         from workers import pipeline
@@ -99,11 +101,11 @@ def run_coalesce(
 
 @run_app.command("work")
 def run_work(
-    model: Model, version: Version = None,
+    model: Model, version: Version = None, device: Device = None,
     models: Models = None, kafka: Kafka = None, slot: Slot = None, prefix: Prefix = None, leave: Leave = False,
 ) -> None:  # fmt: skip
     """The actor of one model: runs its batches, answers."""
-    settings, specs = _checked(models=models, kafka=kafka, slot=slot, prefix=prefix, leave=leave or None)
+    settings, specs = _checked(models=models, kafka=kafka, slot=slot, prefix=prefix, device=device, leave=leave or None)
     spec = _chosen(specs, model, version)
 
     def children(key: bytes) -> list[ChildSpec]:
@@ -157,6 +159,7 @@ def _start(
 
     set_level(settings.log_level)
     pipeline.check(settings)
+    pipeline.check_devices(settings, specs if "work" in roles else [])
     found = children(pipeline.pseudonym_key(settings))
     with errors.status("preparing") as shown_status:
 
@@ -234,10 +237,12 @@ def status(as_json: AsJson = False, kafka: Kafka = None, store: Store = None, pr
 
 
 @models_app.command("check")
-def models_check(directory: Annotated[Path, typer.Argument(help="The model repository.")]) -> None:
+def models_check(
+    directory: Annotated[Path, typer.Argument(help="The model repository.")], device: Device = None
+) -> None:
     """Every problem of a model repository at once, each with its fix."""
     with errors.status("loading and running each model on zeros"):
-        problems = repository.check(directory)
+        problems = repository.check(directory, load(device=device).device)
     for problem in problems:
         print(problem)
     if problems:
@@ -258,6 +263,7 @@ def compile_(
     ] = 0.99,
     budget: Annotated[float, typer.Option(min=0, help="Error of mixed bit widths, as a share of the outputs.")] = 0.01,
     certify_s: Annotated[float, typer.Option(min=0, help="Seconds for certificates of what is kept; 0: none.")] = 30.0,
+    device: Device = None,
 ) -> None:  # fmt: skip
     """Makes smaller and faster variants of a model, and keeps those worth having beside it."""
     from infra.commands import certification, compiling  # onnx and the runtime: nothing that other commands need
@@ -265,7 +271,7 @@ def compile_(
 
     options = Options(agreement_min, budget)
     prover = certification.prover(certify_s)
-    found, spec, rows = compiling.compile_folder(folder, calibration, ignore or [], options, errors, prover)
+    found, spec, rows = compiling.compile_folder(folder, calibration, ignore or [], options, errors, prover, device)
     with compiling.progress(errors) as step:
         certified = certification.certify(spec, found.kept, rows, certify_s, step)
     compiling.show(out, found, spec, certified.shown, certified.notes)

@@ -13,6 +13,7 @@ from confluent_kafka import KafkaException, Producer
 from psycopg.conninfo import conninfo_to_dict
 
 from audit.store import migrate
+from kernels import devices
 from kernels.spec import ModelSpec
 from schemas.errors import BadSetting
 from streams import clients
@@ -52,6 +53,15 @@ def check(settings: Settings) -> None:
         settings.state.mkdir(parents=True, exist_ok=True)
     except OSError as err:
         raise BadSetting(f"state = {str(settings.state)!r}: {err.strerror}; name a folder of your own") from err
+
+
+def check_devices(settings: Settings, specs: Sequence[ModelSpec]) -> None:
+    """Whether this runtime has what actors are to run on. Raises BadSetting."""
+    for spec in specs:
+        try:
+            devices.device(spec.device or settings.device)
+        except devices.NoDevice as err:
+            raise BadSetting(f"model {spec.model} {spec.version}: {err}") from None
 
 
 def prepare(

@@ -14,6 +14,7 @@ from prometheus_client import start_http_server
 
 from audit.store import Store
 from audit.writing import StoreSink, nothing_more
+from kernels import devices
 from kernels.loading import load_all
 from kernels.manifest import ORIGINAL
 from kernels.spec import ModelSpec
@@ -38,6 +39,7 @@ from workers.journal import LaneJournal
 from workers.replies import ReplyWatch
 from workers.slot import Slot
 from workers.turns import Turns
+from workers.utilisation import watch
 from workers.variants import Choice, Loaded
 
 SWITCH_S = 0.0005  # Python's 5 ms between threads would add up along a window
@@ -104,7 +106,11 @@ def stand_in(
 
 def _loaded(settings: Settings, spec: ModelSpec, slot: Slot, beat: Callable[[], object]) -> dict[str, Loaded]:
     """The original and every variant that may answer and is not refused. Raises KernelError."""
-    found, refused = load_all(spec, settings.threads, settings.state / "profiles", slot.path)
+    device = devices.device(spec.device or settings.device, settings.state / "engines")
+    found, refused = load_all(spec, settings.threads, settings.state / "profiles", slot.path, device)
+    if device.memory:
+        pinned = found[0].session.batches is not None and found[0].session.batches.pinned
+        log("info", "the model is on a GPU", model=spec.path, device=device.name, pinned=pinned, gpus=watch())
     for name, why in refused.items():
         meters.REFUSED.labels(spec.model, spec.version, name).inc()
         log("error", "a variant is refused; the original serves", model=spec.path, variant=name, error=why)

@@ -21,7 +21,7 @@ from rich.table import Table
 from infra.commands import request_files
 from infra.commands.reading import Reader
 from infra.commands.request_files import BadFile
-from kernels import repository
+from kernels import devices, repository
 from kernels.compile import compiler, ensemble, rows
 from kernels.compile.compiler import Compiled
 from kernels.compile.proved import Proves
@@ -157,14 +157,18 @@ def _cells(each: Manifest) -> list[str]:
 
 def compile_folder(
     folder: Path, calibration: Path | None, ignored: Sequence[str], options: compiler.Options, console: Console,
-    prover: Callable[[ModelSpec, rows.Rows], Proves] | None = None,
+    prover: Callable[[ModelSpec, rows.Rows], Proves] | None = None, device: str | None = None,
 ) -> tuple[Compiled, ModelSpec, rows.Rows | None]:  # fmt: skip
-    """Compiles a version of a model; with a prover, widths are searched by proof, too. Raises LraiError."""
+    """Compiles a version of a model for a device (or its own, or the CPU). Raises LraiError.
+
+    With a prover, widths are searched by proof, too: on the CPU, whose arithmetic is what it knows.
+    """
     with progress(console) as step:
         spec = spec_of(folder)
         step("reading the rows")
         given = rows_of(calibration, spec, ignored) if calibration else None
-        if prover and given:
+        options = replace(options, device=devices.device(device or spec.device or devices.CPU.name))
+        if prover and given and options.device.provider == devices.CPU.provider:
             options = replace(options, proves=prover(spec, given))
         return compiler.compile_model(spec, given, options, step), spec, given
 
