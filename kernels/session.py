@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import itertools
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +58,8 @@ class Session:
             raise NoDevice(f"the runtime has no {device.provider}, only {', '.join(there)}; install {device.package}")
         elsewhere = device.provider != devices.CPU.provider
         if elsewhere:
-            onnxruntime.preload_dlls()  # of packages beside the runtime's; does nothing without them
+            with redirect_stdout(sys.stderr):  # where it says what is missing
+                onnxruntime.preload_dlls()  # those of pip packages; the system's need no help
         try:
             how = _options(spec, threads, options, elsewhere)
             self._session = onnxruntime.InferenceSession(
@@ -64,7 +67,8 @@ class Session:
                 enable_fallback=0,
             )  # fmt: skip
         except Exception as err:  # the runtime's own errors share no base class
-            raise KernelError(_short(err)) from None
+            needs = f"; {device.name} needs {device.package}" if elsewhere else ""
+            raise KernelError(_short(err) + needs) from None
         gc.collect()  # the bytes of a graph whose ZipMap was taken out
         devices.check_provider(device, self._session.get_providers())
         if elsewhere:

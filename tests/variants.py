@@ -13,8 +13,8 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from kernels import manifest as manifests
-from kernels.manifest import BatchProfile, Calibration, Golden, Manifest, RunOptions, VariantError
 from kernels.devices import CPU
+from kernels.manifest import BatchProfile, Calibration, Golden, Manifest, RunOptions, VariantError
 from kernels.session import Session
 from kernels.spec import ModelSpec, VariantSpec
 
