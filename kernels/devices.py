@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import platform
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import onnxruntime
+from pydantic import TypeAdapter
 
 from schemas.errors import LraiError
 
@@ -22,8 +24,6 @@ _FEATURES = (
 _BESIDE = """Shape Size Gather GatherElements GatherND Unsqueeze Squeeze Concat Slice Cast Constant ConstantOfShape Tile
 Reshape Flatten Expand Range Identity Add Sub Mul Div Mod Neg Min Max Equal Less Greater Not And Or Where NonZero Floor
 Ceil ReduceProd ReduceSum"""
-# OrtDevice of onnxruntime: GPU, HOST_ACCESSIBLE, NVIDIA
-_PINNED = (1, 5, 0x10DE)
 
 
 class KernelError(LraiError):
@@ -40,11 +40,11 @@ class NoDevice(KernelError):
 class Device:
     """An execution provider. `options` decide what it answers and are in manifests, `placed` only where it runs.
 
-    `package`: what brings it; `before_cpu`: providers that may take what it leaves; `which`: the option for the part of
-    the name behind the colon; `threads`: the option for threads a run; `cache`: options for a folder of its own;
-    `memory`: of batches, as type, kind and vendor of an OrtDevice, None where numpy's own will do; `halves`: 16-bit
-    floats worth trying; `of_kind`: further options by kind of variant; `within`: how far golden answers may be away, as
-    a share of the largest number of an output, 0 for bit by bit.
+    `package`: what brings it; `before_cpu`: devices whose providers may take what it leaves; `which`: the option for
+    the part of the name behind the colon; `threads`: the option for threads a run; `cache`: options for a folder of its
+    own; `pinned`: whether batches go through pinned memory; `halves`: 16-bit floats worth trying; `of_kind`: further
+    options by kind of variant; `within`: how far golden answers may be away, as a share of the largest number of an
+    output, 0 for bit by bit.
     """
 
     name: str
@@ -52,11 +52,11 @@ class Device:
     package: str
     options: dict[str, str] = field(default_factory=dict)
     placed: dict[str, str] = field(default_factory=dict)
-    before_cpu: tuple[Device, ...] = ()
+    before_cpu: tuple[str, ...] = ()
     which: str = ""
     threads: str = ""
-    cache: tuple[tuple[str, str], ...] = ()
-    memory: tuple[int, int, int] | None = None
+    cache: dict[str, str] = field(default_factory=dict)
+    pinned: bool = False
     halves: tuple[str, ...] = ()
     of_kind: dict[str, dict[str, str]] = field(default_factory=dict)
     within: float = 0.0
@@ -69,26 +69,13 @@ class Device:
         """As a session takes them, with their options."""
         own = {**self.options, **self.placed, **({self.threads: str(threads)} if self.threads and threads else {})}
         where = {self.which: self.placed[self.which]} if self.which in self.placed else {}
-        return [(self.provider, own), *((each.provider, {**each.options, **where}) for each in self.before_cpu)]
+        others = [DEVICES[each] for each in self.before_cpu]
+        return [(self.provider, own), *((each.provider, {**each.options, **where}) for each in others)]
 
 
-CPU = Device("cpu", "CPUExecutionProvider", "onnxruntime")
-CUDA = Device(
-    "cuda", "CUDAExecutionProvider", "onnxruntime-gpu (pip install 'lrai[gpu]') and a driver for CUDA 13",
-    {"cudnn_conv_algo_search": "EXHAUSTIVE", "use_tf32": "0"}, which="device_id", memory=_PINNED,
-    halves=("fp16", "bf16"), within=1e-4,
-)  # fmt: skip
-TENSORRT = Device(
-    "tensorrt", "TensorrtExecutionProvider", "onnxruntime-gpu (pip install 'lrai[gpu]') and TensorRT",
-    before_cpu=(CUDA,), which="device_id", memory=_PINNED, halves=CUDA.halves, within=1e-3,
-    cache=(("trt_engine_cache_enable", "1"), ("trt_engine_cache_path", "{}")),
-    of_kind={"fp16": {"trt_fp16_enable": "1"}, "bf16": {"trt_bf16_enable": "1"}, "int8": {"trt_int8_enable": "1"}},
-)  # fmt: skip
-OPENVINO = Device(
-    "openvino", "OpenVINOExecutionProvider", "onnxruntime-openvino (pip install 'lrai[openvino]')",
-    {"device_type": "CPU", "precision": "ACCURACY"}, which="device_type", threads="num_of_threads", within=1e-4,
-)
-DEVICES = {each.name: each for each in (CPU, CUDA, TENSORRT, OPENVINO)}
+_TABLE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+DEVICES = {name: TypeAdapter(Device).validate_python({"name": name, **stated}) for name, stated in _TABLE.items()}
+CPU = DEVICES["cpu"]
 
 
 def device(name: str, cache: Path | None = None) -> Device:
@@ -108,7 +95,7 @@ def device(name: str, cache: Path | None = None) -> Device:
         )
     own = {found.which: which} if which else {}
     options, placed = (own, {}) if found.which in found.options else ({}, own)
-    kept = {key: value.format(cache) for key, value in found.cache if cache}
+    kept = {key: value.format(cache) for key, value in found.cache.items() if cache}
     if kept and cache:
         cache.mkdir(parents=True, exist_ok=True)
     return replace(found, options={**found.options, **options}, placed={**placed, **kept})

@@ -36,7 +36,6 @@ def check(directory: Path, otherwise: str = "cpu") -> list[Problem]:
     `otherwise`: the device of models that name none.
     """
     from kernels import devices  # only here: reading needs no runtime
-    from kernels.devices import NoDevice
     from kernels.loading import load_variant
     from kernels.session import KernelError, Session
 
@@ -45,11 +44,9 @@ def check(directory: Path, otherwise: str = "cpu") -> list[Problem]:
         try:
             device = devices.device(spec.device or otherwise)
             Session(spec, device=device).warm()
-        except NoDevice as err:
-            problems.append(Problem(spec.path, str(err), "or name another device"))
-            continue
         except KernelError as err:
             fix = "export it with operators of ONNX Runtime, for any number of rows"
+            fix = "or name another device" if isinstance(err, devices.NoDevice) else fix
             problems.append(Problem(spec.path, f"the runtime refuses it: {err}", fix))
             continue
         for variant in spec.variants:

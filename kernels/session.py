@@ -78,7 +78,7 @@ class Session:
         self._outputs = [each.name for each in spec.outputs]
         self._strings = frozenset(each.name for each in spec.inputs if each.datatype == "BYTES")
         words = self._strings or any(each.datatype == "BYTES" for each in spec.outputs)
-        self.batches = Batches(self._session, self._outputs, device.memory) if device.memory and not words else None
+        self.batches = Batches(self._session, self._outputs) if device.pinned and not words else None
 
     def run(self, inputs: Tensors) -> Tensors:
         """The outputs by name, rows first, as many as the inputs have.

@@ -56,12 +56,9 @@ def check(settings: Settings) -> None:
 
 
 def check_devices(settings: Settings, specs: Sequence[ModelSpec]) -> None:
-    """Whether this runtime has what actors are to run on. Raises BadSetting."""
-    for spec in specs:
-        try:
-            devices.device(spec.device or settings.device)
-        except devices.NoDevice as err:
-            raise BadSetting(f"model {spec.model} {spec.version}: {err}") from None
+    """Whether this runtime has what actors are to run on. Raises NoDevice."""
+    for each in {spec.device or settings.device for spec in specs}:
+        devices.device(each)
 
 
 def prepare(

@@ -108,7 +108,7 @@ def _loaded(settings: Settings, spec: ModelSpec, slot: Slot, beat: Callable[[], 
     """The original and every variant that may answer and is not refused. Raises KernelError."""
     device = devices.device(spec.device or settings.device, settings.state / "engines")
     found, refused = load_all(spec, settings.threads, settings.state / "profiles", slot.path, device)
-    if device.memory:
+    if device.pinned:
         pinned = found[0].session.batches is not None and found[0].session.batches.pinned
         log("info", "the model is on a GPU", model=spec.path, device=device.name, pinned=pinned, gpus=watch())
     for name, why in refused.items():

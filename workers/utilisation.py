@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from streams import meters
 from streams.log import log
+
+_ASKED = (
+    (meters.GPU_BUSY, "nvmlDeviceGetUtilizationRates", "gpu", 0.01),
+    (meters.GPU_BYTES, "nvmlDeviceGetMemoryInfo", "used", 1.0),
+)
 
 
 def watch(nvml: Any = None) -> int:
@@ -20,24 +24,15 @@ def watch(nvml: Any = None) -> int:
     except Exception as err:  # the package is no dependency, and its errors share no base class with others
         log("warning", "no metrics of GPUs; install nvidia-ml-py beside the driver", error=str(err))
         return 0
-
     for number, handle in enumerate(handles):
-        for gauge, ask in ((meters.GPU_BUSY, _busy), (meters.GPU_BYTES, _used)):
-            gauge.labels(str(number)).set_function(partial(_read, nvml, ask, handle))
+        for gauge, call, name, unit in _ASKED:
+            gauge.labels(str(number)).set_function(partial(_read, nvml, call, name, unit, handle))
     return len(handles)
 
 
-def _busy(nvml: Any, handle: Any) -> float:
-    return float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100)
-
-
-def _used(nvml: Any, handle: Any) -> float:
-    return float(nvml.nvmlDeviceGetMemoryInfo(handle).used)
-
-
-def _read(nvml: Any, ask: Callable[[Any, Any], float], handle: Any) -> float:
+def _read(nvml: Any, call: str, name: str, unit: float, handle: Any) -> float:
     """NaN where the GPU is lost, which must not take the other metrics with it."""
     try:
-        return ask(nvml, handle)
+        return float(unit * getattr(getattr(nvml, call)(handle), name))
     except nvml.NVMLError:
         return float("nan")

@@ -18,6 +18,8 @@ from streams.settings import load
 from tests import nets
 from workers import pipeline
 
+_, CUDA, TENSORRT, OPENVINO = devices.DEVICES.values()
+
 
 def test_the_processor_is_always_there() -> None:
     found = devices.device("cpu")
@@ -46,14 +48,14 @@ def test_a_silent_fall_back_is_an_error(providers: list[str]) -> None:
         devices.check_provider(devices.DEVICES["cuda"], providers)
 
 
-GPU, HERE = devices.CUDA.provider, devices.CPU.provider
+GPU, HERE = CUDA.provider, devices.CPU.provider
 
 
 @pytest.mark.parametrize("nodes", [
     [(GPU, "Conv"), (HERE, "Shape"), (HERE, "Gather"), (HERE, "Unsqueeze")], [(GPU, "Attention")],
 ])  # fmt: skip
 def test_sizes_may_be_computed_on_the_cpu(nodes: list[tuple[str, str]]) -> None:
-    devices.check_placement(devices.CUDA, nodes)
+    devices.check_placement(CUDA, nodes)
 
 
 @pytest.mark.parametrize(("nodes", "named"), [
@@ -63,25 +65,25 @@ def test_sizes_may_be_computed_on_the_cpu(nodes: list[tuple[str, str]]) -> None:
 ])  # fmt: skip
 def test_a_model_that_runs_elsewhere_in_part_is_an_error(nodes: list[tuple[str, str]], named: str) -> None:
     with pytest.raises(NoDevice, match=f"{named}.*device = 'cpu'"):
-        devices.check_placement(devices.CUDA, nodes)
+        devices.check_placement(CUDA, nodes)
 
 
 def test_what_tensorrt_leaves_may_run_on_cuda_but_not_all_of_it() -> None:
-    devices.check_placement(devices.TENSORRT, [(devices.TENSORRT.provider, "Conv"), (GPU, "TopK")])
+    devices.check_placement(TENSORRT, [(TENSORRT.provider, "Conv"), (GPU, "TopK")])
     with pytest.raises(NoDevice, match="nothing of the model"):
-        devices.check_placement(devices.TENSORRT, [(GPU, "Conv")])
+        devices.check_placement(TENSORRT, [(GPU, "Conv")])
 
 
 def test_options_that_say_where_are_apart_from_those_that_say_what() -> None:
     """Manifests hold the second kind alone: a variant may move to another GPU."""
-    second = replace(devices.TENSORRT, placed={"device_id": "1", "trt_engine_cache_path": "/state"})
+    second = replace(TENSORRT, placed={"device_id": "1", "trt_engine_cache_path": "/state"})
     assert second.of("fp16").options == {"trt_fp16_enable": "1"}
     (own, other) = second.of("fp16").providers(4)
-    assert own == (devices.TENSORRT.provider,
+    assert own == (TENSORRT.provider,
                    {"trt_fp16_enable": "1", "device_id": "1", "trt_engine_cache_path": "/state"})  # fmt: skip
-    assert other == (GPU, {**devices.CUDA.options, "device_id": "1"})
-    assert devices.OPENVINO.providers(4)[0][1]["num_of_threads"] == "4"
-    assert "num_of_threads" not in devices.OPENVINO.providers(0)[0][1]
+    assert other == (GPU, {**CUDA.options, "device_id": "1"})
+    assert OPENVINO.providers(4)[0][1]["num_of_threads"] == "4"
+    assert "num_of_threads" not in OPENVINO.providers(0)[0][1]
 
 
 @pytest.mark.parametrize("name", ["cpu:1", "cuda:", "gpu:0", "", "CUDA"])
@@ -94,7 +96,7 @@ def test_names_that_are_none(name: str) -> None:
 def test_a_session_on_a_device_that_is_not_there(tmp_path: Path) -> None:
     nets.mlp(tmp_path / "m/1/model.onnx")
     spec = load_model(tmp_path, "m", "1")
-    absent = replace(devices.CUDA, provider="NpuExecutionProvider")
+    absent = replace(CUDA, provider="NpuExecutionProvider")
     with pytest.raises(NoDevice, match=r"no NpuExecutionProvider.*lrai\[gpu\]"):
         Session(spec, device=absent)
 
@@ -129,7 +131,7 @@ def test_the_device_of_a_model_comes_before_that_of_the_node(tmp_path: Path) -> 
                    if each.provider not in onnxruntime.get_available_providers())  # fmt: skip
     pipeline.check_devices(load(device="cpu"), specs)
     pipeline.check_devices(load(device=missing.name), specs[1:])
-    with pytest.raises(BadSetting, match=f"model a 1: device = '{missing.name}'.*install"):
+    with pytest.raises(NoDevice, match=f"device = '{missing.name}'.*install"):
         pipeline.check_devices(load(device=missing.name), specs)
     (problem,) = check(tmp_path, missing.name)
     assert missing.provider in str(problem)

@@ -196,4 +196,4 @@ def test_compiled_for_a_device_with_16_bits(tmp_path: Path) -> None:
         assert golden.within == (pytest.approx(4 * 2**-11) if variant.name == "fp16" else 1e-3)
         assert load_variant(spec, variant, 1, device=device).session.device == device
         with pytest.raises(KernelError, match="--device cuda"):
-            load_variant(spec, variant, 1, device=devices.CUDA)
+            load_variant(spec, variant, 1, device=devices.DEVICES["cuda"])
