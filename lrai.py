@@ -159,7 +159,10 @@ def _start(
 
     set_level(settings.log_level)
     pipeline.check(settings)
-    pipeline.check_devices(settings, specs if "work" in roles else [])
+    if any(each.pinned for each in pipeline.check_devices(settings, specs if "work" in roles else [])):
+        from infra import gpus
+
+        gpus.watch()  # the supervisor's metrics are the host's
     found = children(pipeline.pseudonym_key(settings))
     with errors.status("preparing") as shown_status:
 

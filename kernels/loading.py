@@ -131,9 +131,10 @@ def _compiled(spec: ModelSpec, device: Device) -> Profile | None:
 
 
 def _cached(session: Session, threads: int, cache: Path) -> Profile:
-    """Measured once a model, runtime and number of threads, so that a restart does not measure again."""
+    """Measured once a model, runtime, device and number of threads, so that a restart does not measure again."""
     spec = session.spec
-    key = repr((spec.sha256, onnxruntime.__version__, threads, spec.batch_rows, spec.buckets, *_where(session.device)))
+    where = session.device.name, session.device.options, session.device.placed
+    key = repr((spec.sha256, onnxruntime.__version__, threads, spec.batch_rows, spec.buckets, where))
     path = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     try:
         stated = json.loads(path.read_bytes())
@@ -157,11 +158,6 @@ def _same_files(found: Manifest, spec: ModelSpec, variant: VariantSpec, folder: 
     ):
         if stated != here:
             raise KernelError(f"its manifest states {what} = {stated!r}, here it is {here!r}; run `lrai compile` again")
-
-
-def _where(device: Device) -> tuple[object, ...]:
-    """What a profile is of beside the CPU's, whose key names no device."""
-    return () if device == devices.CPU else (device.name, device.options, device.placed)
 
 
 def _same_device(found: Manifest, device: Device) -> None:

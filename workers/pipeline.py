@@ -14,6 +14,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from audit.store import migrate
 from kernels import devices
+from kernels.devices import Device
 from kernels.spec import ModelSpec
 from schemas.errors import BadSetting
 from streams import clients
@@ -55,10 +56,9 @@ def check(settings: Settings) -> None:
         raise BadSetting(f"state = {str(settings.state)!r}: {err.strerror}; name a folder of your own") from err
 
 
-def check_devices(settings: Settings, specs: Sequence[ModelSpec]) -> None:
-    """Whether this runtime has what actors are to run on. Raises NoDevice."""
-    for each in {spec.device or settings.device for spec in specs}:
-        devices.device(each)
+def check_devices(settings: Settings, specs: Sequence[ModelSpec]) -> list[Device]:
+    """What the actors of these models run on. Raises NoDevice where this runtime does not have it."""
+    return [devices.device(each) for each in sorted({spec.device or settings.device for spec in specs})]
 
 
 def prepare(

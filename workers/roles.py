@@ -39,7 +39,6 @@ from workers.journal import LaneJournal
 from workers.replies import ReplyWatch
 from workers.slot import Slot
 from workers.turns import Turns
-from workers.utilisation import watch
 from workers.variants import Choice, Loaded
 
 SWITCH_S = 0.0005  # Python's 5 ms between threads would add up along a window
@@ -110,7 +109,7 @@ def _loaded(settings: Settings, spec: ModelSpec, slot: Slot, beat: Callable[[], 
     found, refused = load_all(spec, settings.threads, settings.state / "profiles", slot.path, device)
     if device.pinned:
         pinned = found[0].session.batches is not None and found[0].session.batches.pinned
-        log("info", "the model is on a GPU", model=spec.path, device=device.name, pinned=pinned, gpus=watch())
+        log("info", "the model is on a GPU", model=spec.path, device=device.name, pinned=pinned)
     for name, why in refused.items():
         meters.REFUSED.labels(spec.model, spec.version, name).inc()
         log("error", "a variant is refused; the original serves", model=spec.path, variant=name, error=why)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 from prometheus_client import REGISTRY
 
-from workers.utilisation import watch
+from infra.gpus import watch
 
 
 class Lost(Exception):
