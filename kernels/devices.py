@@ -11,7 +11,7 @@ from pathlib import Path
 import onnxruntime
 from pydantic import TypeAdapter
 
-from schemas.errors import LraiError
+from schemas.errors import BadSetting, LraiError
 
 # those that change what integer and float kernels the runtime picks
 _FEATURES = (
@@ -30,10 +30,8 @@ class KernelError(LraiError):
     """The runtime could not load or run the model."""
 
 
-class NoDevice(KernelError):
-    """The execution provider is not there."""
-
-    exit_code = 78  # a setting is wrong: to start again does not help
+class NoDevice(KernelError, BadSetting):
+    """The execution provider is not there, or not for this model: to start again does not help."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ from tests.bench import cases, load, report
 from tests.bench.contenders import Lrai
 from tests.bench.report import Outcome
 from tests.bench.turns import Run, Tensors
+from workers.template import BAD_SETTING
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKENS = 128
@@ -212,7 +213,7 @@ def main() -> int:
         bench = Bench(given.device, given.rounds, given.quick, lambda what: None)
     except devices.NoDevice as err:
         console.print(str(err), markup=False, highlight=False)
-        return err.exit_code
+        return BAD_SETTING
     for name in given.only:
         console.print(f"{time.strftime('%H:%M:%S')}  {name} ...", highlight=False)
         outcome = CASES[name](bench)

@@ -31,7 +31,7 @@ def test_the_processor_is_always_there() -> None:
 def test_what_this_runtime_lacks_says_what_to_install(name: str) -> None:
     wanted = devices.DEVICES[name]
     if wanted.provider in onnxruntime.get_available_providers():
-        assert devices.device(name) is wanted
+        assert devices.device(name) == wanted
         return
     with pytest.raises(NoDevice, match=re.escape(wanted.package)):
         devices.device(name)
@@ -88,9 +88,8 @@ def test_options_that_say_where_are_apart_from_those_that_say_what() -> None:
 
 @pytest.mark.parametrize("name", ["cpu:1", "cuda:", "gpu:0", "", "CUDA"])
 def test_names_that_are_none(name: str) -> None:
-    with pytest.raises(NoDevice, match="cpu, cuda, tensorrt, openvino") as err:
+    with pytest.raises(BadSetting, match="cpu, cuda, tensorrt, openvino"):
         devices.device(name)
-    assert err.value.exit_code == 78  # to start again would not help
 
 
 def test_a_session_on_a_device_that_is_not_there(tmp_path: Path) -> None:

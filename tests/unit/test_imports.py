@@ -15,8 +15,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 LAYERS = ("schemas", "kernels", "streams", "audit", "workers", "lrai")  # each may import those before it
 ENGINE = ("schemas", "kernels", "streams", "workers")
-ENGINE_LINES_MAX = 5_700  # with variants: they are loaded, certified, checked, chosen and forced in the engine
-APART_LINES_MAX = {"kernels/proof": 2_500, "kernels/compile": 2_550}  # counted apart from the engine
+ENGINE_LINES_MAX = 5_850  # with variants: they are loaded, certified, checked, chosen and forced in the engine
+APART_LINES_MAX = {"kernels/proof": 2_500, "kernels/compile": 2_670}  # counted apart from the engine
 CHECKER_LINES_MAX = 1_080  # of the proofs, and counted apart from them: it shares nothing with the prover
 FILE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 70
