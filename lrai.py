@@ -19,7 +19,19 @@ import psycopg
 import typer
 from confluent_kafka import KafkaException
 
-from infra.commands import letters, proving, reading, request_files, sending, shown
+from infra.commands import (
+    complaints,
+    equity,
+    label_files,
+    letters,
+    proving,
+    reading,
+    references,
+    reporting,
+    request_files,
+    sending,
+    shown,
+)
 from infra.commands import status as states
 from infra.commands import variants as variant_commands
 from infra.commands.options import AsJson, Device, Kafka, Models, Prefix, Store, Version, errors, group, out
@@ -43,6 +55,11 @@ for name, each in (("run", run_app), ("models", models_app), ("audit", audit_app
     app.add_typer(each, name=name)
 app.add_typer(variant_commands.app, name="variant")
 app.add_typer(letters.app, name="deadletter")
+app.add_typer(equity.app, name="equity")
+app.add_typer(complaints.app, name="complaint")
+app.command("label")(label_files.label)
+app.add_typer(reporting.app, name="report")
+app.command("reference")(references.make_reference)
 app.command("verify")(proving.verify)
 app.add_typer(proving.certificate_app, name="certificate")
 
@@ -76,7 +93,7 @@ def up(
 
         return pipeline.everything(settings, key, specs)
 
-    _start(settings, specs, frozenset({"coalesce", "work", "audit"}), children)
+    _start(settings, specs, frozenset({"coalesce", "work", "audit", "monitor"}), children)
 
 
 @run_app.command("coalesce")
@@ -120,19 +137,39 @@ def run_work(
 
 @run_app.command("audit")
 def run_audit(
-    kafka: Kafka = None, store: Store = None, slot: Slot = None, prefix: Prefix = None, leave: Leave = False
-) -> None:
-    """The audit writer: decisions and dead letters into Postgres."""
-    settings = load(kafka=kafka, store=store, slot=slot, prefix=prefix, leave=leave or None)
+    models: Models = None, kafka: Kafka = None, store: Store = None, slot: Slot = None, prefix: Prefix = None,
+    leave: Leave = False,
+) -> None:  # fmt: skip
+    """The audit writer: decisions, dead letters, labels and what watching tells into Postgres."""
+    settings = load(models=models, kafka=kafka, store=store, slot=slot, prefix=prefix, leave=leave or None)
+    # without a repository it counts labels by what the store knows of the models
+    specs = list(repository.load_repository(settings.models).values()) if models or settings.models.is_dir() else []
 
     def children(key: bytes) -> list[ChildSpec]:
         from workers import pipeline
 
-        found = pipeline.Children(settings, key, [])
+        found = pipeline.Children(settings, key, specs)
         found.audit(settings.slot)
         return found.made
 
     _start(settings, [], frozenset({"audit"}), children)
+
+
+@run_app.command("monitor")
+def run_monitor(
+    models: Models = None, kafka: Kafka = None, slot: Slot = None, prefix: Prefix = None, leave: Leave = False
+) -> None:
+    """Watches decisions for unfair treatment and drift; freezes what harms."""
+    settings, specs = _checked(models=models, kafka=kafka, slot=slot, prefix=prefix, leave=leave or None)
+
+    def children(key: bytes) -> list[ChildSpec]:
+        from workers import pipeline
+
+        found = pipeline.Children(settings, key, specs)
+        found.monitor(settings.slot)
+        return found.made
+
+    _start(settings, specs, frozenset({"monitor"}), children)
 
 
 def _checked(**given: object) -> tuple[Settings, list[ModelSpec]]:
@@ -267,14 +304,22 @@ def compile_(
     budget: Annotated[float, typer.Option(min=0, help="Error of mixed bit widths, as a share of the outputs.")] = 0.01,
     certify_s: Annotated[float, typer.Option(min=0, help="Seconds for certificates of what is kept; 0: none.")] = 30.0,
     device: Device = None,
+    attribute: Annotated[
+        list[str] | None, typer.Option(help="Of the rows: whose groups a variant must treat alike; repeat it.")
+    ] = None,
+    disparity_max: Annotated[
+        float, typer.Option(min=0, max=1, help="By how much a gap between groups may widen; 1 takes any.")
+    ] = 0.01,
 ) -> None:  # fmt: skip
     """Makes smaller and faster variants of a model, and keeps those worth having beside it."""
     from infra.commands import certification, compiling  # onnx and the runtime: nothing that other commands need
     from kernels.compile.compiler import Options
 
-    options = Options(agreement_min, budget)
+    options = Options(agreement_min, budget, disparity_max=disparity_max)
     prover = certification.prover(certify_s)
-    found, spec, rows = compiling.compile_folder(folder, calibration, ignore or [], options, errors, prover, device)
+    found, spec, rows = compiling.compile_folder(
+        folder, calibration, ignore or [], options, errors, prover, device, attribute or []
+    )
     with compiling.progress(errors) as step:
         certified = certification.certify(spec, found.kept, rows, certify_s, step)
     compiling.show(out, found, spec, certified.shown, certified.notes)

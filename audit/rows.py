@@ -25,10 +25,11 @@ STATUSES = ("OK", "REJECTED", "EXPIRED", "FAILED")
 
 Indices = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.floating[Any]]
-Release = tuple[str, str | None, str | None, str | None]  # model, version, variant, certificate
+Release = tuple[str, str | None, str | None, str | None, str | None]  # model, version, variant, certificate, freeze
 
 _POSTGRES_EPOCH_US = 946_684_800_000_000  # 2000-01-01
 _MS_MIN, _MS_MAX = -62_135_596_800_000, 253_402_300_799_999  # the years 1 to 9999
+_UNFROZEN = 4  # texts of a release before its freeze
 _US_REFUSED = 2**63 - 2  # beyond Postgres' last timestamp, short of its infinity
 
 # The columns of a fixed width that are never null, in the order of the table: one block of constant layout a row.
@@ -186,8 +187,12 @@ def attributes_id(key: bytes, canonical: str) -> bytes:
 
 
 def dictionary_key(values: Sequence[str | None]) -> bytes:
-    """bytes[16] that names an entry of a dictionary, however long its texts are."""
-    return hashlib.sha256(json.dumps(list(values)).encode()).digest()[:16]
+    """bytes[16] that names an entry of a dictionary, however long its texts are.
+
+    A release without a freeze has the key that it had before there were freezes, so that it stays one entry.
+    """
+    named = values[:_UNFROZEN] if len(values) > _UNFROZEN and values[_UNFROZEN] is None else values
+    return hashlib.sha256(json.dumps(list(named)).encode()).digest()[:16]
 
 
 def storable(text: str) -> str:
@@ -226,7 +231,7 @@ def merged_ranges(batches: Sequence[Mapping[str, Any]]) -> list[SourceRange]:
 def as_json(decisions: Decisions, row: int, attributes_id: bytes | None) -> dict[str, Any]:
     """One row for a person to read, in what JSON and Postgres can hold; the attributes stay out."""
     error = decisions.errors[decisions.error[row]] if decisions.error[row] >= 0 else (None, None)
-    model, version, variant, certificate = decisions.releases[decisions.release[row]]
+    model, version, variant, certificate, frozen = decisions.releases[decisions.release[row]]
     one = np.array([row])
     shown = {
         "request_id": _text(decisions.request_id.take(one)),
@@ -234,6 +239,7 @@ def as_json(decisions: Decisions, row: int, attributes_id: bytes | None) -> dict
         "version": version,
         "variant": variant,
         "certificate": certificate,
+        "frozen": frozen,
         "status": STATUSES[status] if (status := int(decisions.status[row])) < len(STATUSES) else status,
         "score": repr(float(decisions.score[row])),
         "decision": decisions.labels[decisions.label[row]] if decisions.label[row] >= 0 else None,
@@ -263,7 +269,7 @@ def _end(item: SourceRange) -> tuple[str, str, int, int]:
 
 
 def _release(item: Mapping[str, Any]) -> Release:
-    return item["model"], item["version"], item["variant"], item["certificate"]
+    return item["model"], item["version"], item["variant"], item["certificate"], item.get("frozen")
 
 
 def _indices(batches: Sequence[Mapping[str, Any]], counts: Ints, name: str, listed: str, lowest: int = -1) -> Indices:

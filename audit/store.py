@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,8 +18,12 @@ from alembic import command
 from alembic.config import Config
 from psycopg.types.json import Jsonb
 
-from audit import rows, sql
+from audit import joining, rows, sql
 from audit.dictionaries import Dictionaries
+from audit.joining import Joined, Releases
+from audit.labels import GroupKey, LabelCount
+from audit.watched import Refusal, Row, Statement, Watched, moment
+from kernels.spec import ModelSpec
 from schemas.errors import LraiError, StoreUnavailable
 
 _CONNECT_TIMEOUT_S = 5
@@ -75,7 +79,7 @@ class DeadLetter:
             topic=header("original-topic", _TOPIC_MAX),
             partition=_number(header("original-partition"), _INT4_MAX),
             offset=_number(header("original-offset"), _INT8_MAX),
-            received_at=_moment(_number(header("original-timestamp"), _INT8_MAX)),
+            received_at=moment(_number(header("original-timestamp"), _INT8_MAX)),
             dlt_topic=topic,
             dlt_partition=partition,
             dlt_offset=offset,
@@ -84,7 +88,7 @@ class DeadLetter:
             reason=header("reason"),
             message=header("message"),
             stage=header("stage"),
-            at=_moment(timestamp_ms) or _EPOCH,
+            at=moment(timestamp_ms) or _EPOCH,
         )
 
 
@@ -93,25 +97,29 @@ class AuditWindow:
     """What one turn of the writer stores.
 
     `offsets`: (topic, partition, expected next offset or None where none is stored yet, new next offset);
-    `decisions`, `ranges`: decoded DecisionBatch and SourceRanges records; `controls`: (topic, partition, offset) and
-    the decoded Control record that lay there.
+    `decisions`, `ranges`: decoded DecisionBatch and SourceRanges records; `watched`: records of the other topics.
     """
 
     offsets: Sequence[tuple[str, int, int | None, int]]
     decisions: Sequence[Mapping[str, Any]]
     ranges: Sequence[Mapping[str, Any]]
     dead_letters: Sequence[DeadLetter]
-    controls: Sequence[tuple[tuple[str, int, int], Mapping[str, Any]]] = ()
+    watched: Sequence[Watched] = ()
+
+    def rows(self) -> Iterator[tuple[Statement, Row]]:
+        """Of the watched records that have some."""
+        return (each for item in self.watched if not isinstance(item.content, Refusal) for each in item.content)
 
 
 @dataclass(frozen=True)
 class Written:
-    """Counts of a window: every decision is stored or refused."""
+    """Counts of a window: every decision is stored or refused. `refused_of`: the topics of other records refused."""
 
     decisions: int
     refused: int
     ranges: int
     dead_letters: int
+    refused_of: tuple[str, ...] = ()
 
 
 def migrate(url: str, months_ahead: int = 2) -> None:
@@ -186,10 +194,26 @@ class Store:
             refused = _copy(connection, decisions, self._dictionaries) if decisions else 0
             _write_ranges(connection, rows.merged_ranges(window.ranges), self._dictionaries)
             _write_dead_letters(connection, window.dead_letters)
-            _write_controls(connection, window.controls)
+            refused_of = _write_watched(connection, window.watched)
         self._dictionaries.committed()
         stored = len(decisions) - refused if decisions else 0
-        return Written(stored, refused, sum(len(item["ranges"]) for item in window.ranges), len(window.dead_letters))
+        ranges = sum(len(item["ranges"]) for item in window.ranges)
+        return Written(stored, refused, ranges, len(window.dead_letters), refused_of)
+
+    def keep_settings(self, specs: Iterable[ModelSpec]) -> Releases:
+        """Stores what the models' owners state; returns the releases that have totals of labels."""
+        with self._transaction() as connection:
+            return joining.keep_settings(connection, specs)
+
+    def join_labels(self) -> Joined:
+        """Joins labels that are due to their decisions, a bounded number."""
+        with self._transaction() as connection:
+            return joining.join(connection)
+
+    def label_totals(self, releases: Iterable[tuple[str, str]]) -> dict[GroupKey, LabelCount]:
+        """The totals of the labels of these releases."""
+        with self._transaction() as connection:
+            return joining.totals(connection, releases)
 
     @contextmanager
     def _transaction(self) -> Iterator[psycopg.Connection]:
@@ -303,13 +327,33 @@ def _write_dead_letters(connection: psycopg.Connection, dead_letters: Sequence[D
             cursor.executemany(sql.query("insert_dead_letter"), [asdict(item) for item in dead_letters])
 
 
-def _write_controls(
-    connection: psycopg.Connection, controls: Sequence[tuple[tuple[str, int, int], Mapping[str, Any]]]
-) -> None:
-    for (topic, partition, offset), record in controls:
-        texts = {name: rows.storable(item) if isinstance(item, str) else item for name, item in record.items()}
-        place = {"topic": topic, "partition": partition, "offset": offset, "at": _moment(record["at"]) or _EPOCH}
-        connection.execute(sql.query("insert_control_event"), {**texts, **place})
+def _write_watched(connection: psycopg.Connection, watched: Sequence[Watched]) -> tuple[str, ...]:
+    """Stores their rows, else why not, a statement after the other; returns the topics of those without rows."""
+    refusals = {i: each.content for i, each in enumerate(watched) if isinstance(each.content, Refusal)}
+    rows_of: dict[Statement, list[tuple[int, Row]]] = {}
+    for i, each in enumerate(watched):
+        for statement, row in () if isinstance(each.content, Refusal) else each.content:
+            rows_of.setdefault(statement, []).append((i, row))
+    for statement, found in rows_of.items():
+        refusals |= _insert(connection, statement, found)
+    with connection.cursor() as cursor:
+        cursor.executemany(sql.query("insert_refused_record"), [watched[i].refusal(why) for i, why in refusals.items()])
+    return tuple(watched[i].topic for i in refusals)
+
+
+def _insert(
+    connection: psycopg.Connection, statement: Statement, found: Sequence[tuple[int, Row]]
+) -> dict[int, Refusal]:
+    """Inserts the rows; what Postgres refuses is halved down to the row. Returns why, by the number of the record."""
+    try:
+        with connection.transaction(), connection.cursor() as cursor:
+            cursor.executemany(sql.query(statement), [row for _, row in found])
+    except _ROW_ERRORS as err:
+        if len(found) == 1:
+            return {found[0][0]: Refusal(err.sqlstate or "not_storable", err.diag.message_primary or str(err))}
+        middle = len(found) // 2
+        return _insert(connection, statement, found[:middle]) | _insert(connection, statement, found[middle:])
+    return {}
 
 
 def _number(header: str | None, highest: int) -> int | None:
@@ -317,10 +361,3 @@ def _number(header: str | None, highest: int) -> int | None:
     if header is None or not header.isascii() or not header.isdigit() or len(header) > len(str(highest)):
         return None
     return number if (number := int(header)) <= highest else None
-
-
-def _moment(timestamp_ms: int | None) -> datetime | None:
-    try:
-        return None if timestamp_ms is None else _EPOCH + timedelta(milliseconds=timestamp_ms)
-    except OverflowError:
-        return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import os
 import secrets
@@ -30,7 +29,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from audit.verify import verify
-from infra import demo_models
+from infra import demo_equity, demo_models
 from infra.commands import shown
 from infra.demo_load import RATE, SECONDS, Feed, Figures, Listener
 from infra.parts import Parts, parts
@@ -133,6 +132,7 @@ def run(console: Console, keep: bool) -> None:
         figures = _feed(console, place)
         _variants(console, place)
         _results(console, place, figures)
+        demo_equity.show(console, place.settings, {**os.environ, **_environment(place.settings)})
         _invitation(console, place, keep)
         if keep:
             with contextlib.suppress(SystemExit):  # Ctrl-C, as announced
@@ -209,7 +209,7 @@ def _run_pipeline(process: subprocess.Popen[str], settings: Settings, models: in
     with contextlib.suppress(BrokenPipeError):
         process.stdin.write(json.dumps(_environment(settings)) + "\n")
         process.stdin.close()
-    total, said, log = len(PRIORITIES) + models + 1, 0, settings.state / LOG
+    total, said, log = len(PRIORITIES) + models + 2, 0, settings.state / LOG
     end = time.monotonic() + READY_S_MAX
     while not select.select([process.stdout], [], [], LOOK_EVERY_S)[0] and time.monotonic() < end:
         done = log.read_text().count('"event": "ready"')
@@ -374,13 +374,15 @@ def _invitation(console: Console, place: Place, keep: bool) -> None:
         )
         return
     settings, example = place.settings, place.folder / f"{EXAMPLE}.csv"
-    _write_example(settings.models, example)
+    demo_models.write_example(settings.models, EXAMPLE, example)
     lrai = Path(sys.executable).with_name("lrai")
     commands = [
         *(f"export {name}='{value}'" for name, value in _environment(settings).items()),
         f"{lrai} send {EXAMPLE} {example} --attribute sex --attribute age --subject-column patient --wait",
         f"{lrai} results --follow",
         f"{lrai} status",
+        f"{lrai} equity review {EXAMPLE}",
+        f"{lrai} report equity --from {datetime.now(UTC):%Y-%m-%d} --to {datetime.now(UTC):%Y-%m-%d}",
         f"{lrai} audit verify",
     ]
     console.print("In another shell:")
@@ -388,13 +390,3 @@ def _invitation(console: Console, place: Place, keep: bool) -> None:
         console.print(f"  {command}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"Any Postgres client shows the audit record: {settings.store}", highlight=False, soft_wrap=True)
     console.print("Ctrl-C ends it and removes everything.")
-
-
-def _write_example(models: Path, path: Path) -> None:
-    """Rows of the example model as a CSV file."""
-    found = demo_models.rows(models, EXAMPLE)
-    with path.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow([*(f"feature_{i}" for i in range(found.features.shape[1])), *found.attributes[0], "patient"])
-        for features, attributes, subject in zip(found.features, found.attributes, found.subjects, strict=True):
-            table.writerow([*features.tolist(), *attributes.values(), subject])

@@ -59,6 +59,11 @@ class Device:
     of_kind: dict[str, dict[str, str]] = field(default_factory=dict)
     within: float = 0.0
 
+    @property
+    def gpu(self) -> bool:
+        """Whether its kernels run on a GPU of NVIDIA's, whose time and energy NVML tells."""
+        return self.name.startswith(("cuda", "tensorrt"))
+
     def of(self, kind: str) -> Device:
         """As variants of that kind run there."""
         return replace(self, options={**self.options, **self.of_kind.get(kind, {})})

@@ -83,6 +83,38 @@ class VariantError:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupFlips:
+    """Decisions of a group's rows by the original and the variant. `lost`: favourable ones that are so no more."""
+
+    group: str
+    rows: int
+    favourable_before: int
+    favourable_after: int
+    flips: int
+    lost: int
+
+
+@dataclass(frozen=True, slots=True)
+class Disparity:
+    """How the variant's decisions differ by an attribute of the calibration rows, beside the original's.
+
+    `before`, `after`: largest rate of `decision` less the smallest, of original and variant; `widened`: by how much the
+    gap of some two groups grew, at most `limit`; `p_value`: of flips being as frequent in every group (Fisher's exact
+    test of each group against all others, Holm); `missing`: rows that do not say.
+    """
+
+    attribute: str
+    decision: str
+    before: float
+    after: float
+    widened: float
+    p_value: float
+    limit: float
+    missing: int
+    groups: tuple[GroupFlips, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
     """A layer and why it has its widths; 32 bits are floats. `sensitivity`: the error of this layer quantized alone.
 
@@ -134,6 +166,7 @@ class Manifest:
     layers: tuple[Layer, ...] = ()
     golden: Golden | None = None
     certificate: str | None = None
+    disparity: tuple[Disparity, ...] = ()
     format: int = FORMAT
 
     def write(self, path: Path) -> None:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from kernels.spec import ModelSpec
 from schemas.columns import spans
+from schemas.tensors import FLOATS
 
 Floats = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.int32]
@@ -38,6 +39,21 @@ def outcome(
         return scores, codes, words
     low, high = np.minimum.reduceat(codes, starts), np.maximum.reduceat(codes, starts)
     return np.add.reduceat(scores, starts) / rows, np.where(low == high, low, -1).astype(np.int32), words
+
+
+def words(spec: ModelSpec) -> tuple[str, ...] | None:
+    """The decisions that the model can come to, () where it decides nothing, None where that is not known."""
+    if spec.threshold is not None and spec.score is not None:
+        return spec.labels or ("0", "1")
+    if spec.decision is None:
+        return ()
+    output = next((each for each in spec.outputs if each.name == spec.decision), None)
+    if output is None or output.datatype == "BYTES":
+        return spec.labels
+    if output.datatype in FLOATS:
+        stated = spec.labels or ()
+        return None if output.width is None else (*stated, *map(str, range(len(stated), output.width)))
+    return None if spec.classes is None else tuple(_label(spec, each) for each in spec.classes)
 
 
 def _scores(spec: ModelSpec, outputs: dict[str, npt.NDArray[Any]], total: int) -> Floats:

@@ -6,10 +6,12 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from kernels import graph, settings
+from kernels import graph, reference, settings
 from kernels.graph import Graph
 from kernels.manifest import FOLDER, ORIGINAL, sha256
-from kernels.settings import ModelSettings
+from kernels.outcome import words
+from kernels.reference import BadReference
+from kernels.settings import WATCH, ModelSettings
 from kernels.spec import ModelSpec, Problem, TensorSpec, VariantSpec
 from schemas.errors import BadSetting
 from schemas.tensors import FLOATS
@@ -90,7 +92,18 @@ def _read(directory: Path) -> tuple[Specs, list[Problem]]:
             problems += found
             if spec is not None:
                 specs[model.name, version.name] = spec
+                problems += _reference(version, spec)
     return specs, problems
+
+
+def _reference(folder: Path, spec: ModelSpec) -> list[Problem]:
+    """Checked for those that serve; who makes a new one must get past an old one."""
+    try:
+        reference.read(folder, spec)
+    except BadReference as err:
+        what, _, fix = str(err).removeprefix(f"{folder / reference.FILE}: ").rpartition("; ")
+        return [Problem(str(folder / reference.FILE), what, fix)]
+    return []
 
 
 def _folders(directory: Path) -> list[Path]:
@@ -123,15 +136,45 @@ def _read_model(folder: Path) -> tuple[ModelSpec | None, list[Problem]]:
         prefer=tuple(stated.variants.prefer), under_load=tuple(stated.variants.under_load),
         require_certificate=stated.require_certificate or ("proved" if stated.risk_class == "high" else "statistical"),
         coverage_min=stated.coverage_min, epsilon_max=stated.epsilon_max, device=stated.device,
+        risk_class=stated.risk_class, disparity_limit=stated.disparity_limit, reference_group=stated.reference_group,
+        intersections=tuple(map(tuple, stated.intersections)), groups_max=stated.groups_max,
+        freeze_on=stated.freeze_on, on_freeze=stated.on_freeze,
+        on_missing=stated.on_missing or ("flag" if stated.risk_class == "high" else "count"),
     )  # fmt: skip
     names = [each.name for each in _folders(folder / FOLDER)] if (folder / FOLDER).is_dir() else []
     served = [name for name in names if name not in stated.variants.never]
-    contradictions = _contradictions(spec, stated) + _unknown_variants(stated, names, served)
-    problems += [Problem(str(folder / "model.toml"), what, fix) for what, fix in contradictions]
+    fallback, unfit = _fallback(spec, folder)
+    contradictions = _contradictions(spec, stated) + _unknown_variants(stated, names, served) + _watch(spec, stated)
+    problems += [Problem(str(folder / "model.toml"), what, fix) for what, fix in contradictions + unfit]
     if problems:
         return None, problems
     digest = sha256(folder, ("model.onnx", *facts.external))
-    return replace(spec, sha256=digest, variants=tuple(_variant(spec, folder / FOLDER / name) for name in served)), []
+    variants = tuple(_variant(spec, folder / FOLDER / name) for name in served)
+    return replace(spec, sha256=digest, variants=variants, fallback=fallback), []
+
+
+def _fallback(spec: ModelSpec, folder: Path) -> tuple[ModelSpec | None, list[tuple[str, str]]]:
+    """The version that answers while this one is frozen, or why it cannot: (what, fix)."""
+    if spec.on_freeze in ("reject", "flag"):
+        return None, []
+    what, fix = f"on_freeze names version {spec.on_freeze}", 'name an earlier version, or "reject" or "flag"'
+    if not _VERSION.fullmatch(spec.version) or int(spec.on_freeze) >= int(spec.version):
+        return None, [(f"{what}, which is not earlier than {spec.version}", fix)]
+    if not (folder.parent / spec.on_freeze / "model.onnx").is_file():
+        return None, [(f"{what}, which is not there", fix)]
+    found, problems = _read_model(folder.parent / spec.on_freeze)
+    if found is None:
+        return None, [(f"{what}, which has problems of its own: {problems[0].what}", "correct those first")]
+    other = [
+        name
+        for name in ("inputs", "outputs", "padded", "buckets", "pad_values")
+        if getattr(found, name) != getattr(spec, name)
+    ]
+    if spec.allow_nan and not found.allow_nan:
+        other.append("allow_nan")
+    if other:
+        return None, [(f"{what}, which has other {' and '.join(other)}", "name a version that takes the same requests")]
+    return replace(found, variants=(), fallback=None), []
 
 
 def _variant(spec: ModelSpec, folder: Path) -> VariantSpec:
@@ -232,10 +275,38 @@ def _scales(spec: ModelSpec, stated: ModelSettings) -> list[tuple[str, str]]:
     classes = len(spec.classes) if spec.classes else None
     if stated.labels and classes and len(stated.labels) != classes:
         found.append((f"labels names {len(stated.labels)} classes, the graph has {classes}", f"name {classes}"))
-    if spec.labels and spec.favourable and spec.favourable not in spec.labels:
-        found.append((f"favourable is {spec.favourable!r}, no label", f"name one of {', '.join(spec.labels[:20])}"))
+    known = spec.labels or words(spec)
+    if spec.favourable and known and spec.favourable not in known:
+        found.append((f"favourable is {spec.favourable!r}, no label", f"name one of {', '.join(known[:20])}"))
+    elif spec.favourable and known == ():
+        found.append((f"favourable is {spec.favourable!r}, but nothing is decided", "add threshold or decision"))
     if spec.threshold is not None and spec.labels and len(spec.labels) != 2:
         found.append((f"threshold decides between two labels, there are {len(spec.labels)}", "remove threshold"))
     if stated.batch_rows and spec.rows_fixed and stated.batch_rows != spec.rows_fixed:
         found.append((f"batch_rows is {stated.batch_rows}, the graph fixes {spec.rows_fixed}", "remove batch_rows"))
+    return found
+
+
+def _watch(spec: ModelSpec, stated: ModelSettings) -> list[tuple[str, str]]:
+    """What is said of groups and cannot be meant: (what, fix)."""
+    found: list[tuple[str, str]] = []
+    features = spec.sensitive_features
+    there = f"name one of {', '.join(features)}" if features else "add sensitive_features"
+    repeated = sorted({each for each in features if features.count(each) > 1})
+    found += [(f"sensitive_features names {each!r} more than once", "name it once") for each in repeated]
+    names = ["+".join(each) for each in spec.intersections]
+    for name, each in zip(names, spec.intersections, strict=True):
+        unknown = [feature for feature in each if feature not in features]
+        found += [(f"intersections names {feature!r}, no sensitive feature", there) for feature in unknown]
+        if len(set(each)) < len(each) or names.count(name) > 1 or name in features:
+            found.append((f"intersections has {list(each)!r} where features or names repeat", "name each one once"))
+    found += [
+        (f"reference_group names {attribute!r}, no sensitive feature or intersection", there)
+        for attribute in spec.reference_group
+        if attribute not in features and attribute not in names
+    ]
+    asked = [key for key in WATCH if key in stated.model_fields_set]
+    for key, value in (("sensitive_features", features), ("favourable", spec.favourable)):
+        if asked and not value:
+            found.append((f"{' and '.join(asked)} without {key}", f"add {key}: without it no groups are compared"))
     return found

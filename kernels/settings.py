@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,6 +18,7 @@ Rows = Annotated[int, Field(ge=1, le=ROWS_MAX)]
 _TOGETHER = {"padded", "buckets"}  # one says nothing without the other
 Word = Annotated[str, Field(min_length=1, max_length=256)]
 Member = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,64}/(0|[1-9][0-9]{0,8})$")]  # <model>/<version>
+WATCH = ("disparity_limit", "reference_group", "intersections", "groups_max", "freeze_on", "on_freeze")
 
 
 class Score(BaseModel):
@@ -50,11 +52,20 @@ class ModelSettings(BaseModel):
     batch_rows: Rows | None = None
     allow_nan: bool | None = None
     score: Score | None = None
-    threshold: float | None = None
+    threshold: Annotated[float, Field(allow_inf_nan=False)] | None = None
     decision: Word | None = None
     labels: list[Word] | None = Field(default=None, min_length=2, max_length=10_000)
     favourable: Word | None = None
     sensitive_features: list[Word] = Field(default_factory=list, max_length=64)
+    disparity_limit: Annotated[float, Field(gt=0, le=1)] = 0.05
+    reference_group: dict[Word, Word] = Field(default_factory=dict)
+    intersections: list[Annotated[list[Word], Field(min_length=2, max_length=8)]] = Field(
+        default_factory=list, max_length=16
+    )
+    groups_max: Annotated[int, Field(ge=2, le=1024)] = 64
+    freeze_on: Literal["established", "excludes_limit", "never"] = "established"
+    on_freeze: str = "reject"
+    on_missing: Literal["count", "flag", "reject"] | None = None
     slo_p95_ms: Annotated[float, Field(gt=0)] | None = None
     variants: Variants = Variants()
     members: list[Member] = Field(default_factory=list, max_length=64)
@@ -71,6 +82,13 @@ class ModelSettings(BaseModel):
         if buckets != sorted(set(buckets)):
             raise ValueError(f"buckets is {buckets}, not ascending; write {sorted(set(buckets))}")
         return buckets
+
+    @field_validator("on_freeze")
+    @classmethod
+    def _policy(cls, policy: str) -> str:
+        if not re.fullmatch(r"reject|flag|0|[1-9][0-9]{0,8}", policy):
+            raise ValueError(f'on_freeze is {policy!r}; write "reject", "flag" or an earlier version, such as "1"')
+        return policy
 
 
 def read(path: Path) -> tuple[ModelSettings, list[Problem]]:

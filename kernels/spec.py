@@ -73,6 +73,15 @@ class ModelSpec:
     labels: tuple[str, ...] | None = None
     favourable: str | None = None  # the decision that a person would want
     sensitive_features: tuple[str, ...] = ()
+    risk_class: str = "limited"  # or "minimal" or "high"
+    disparity_limit: float = 0.05  # of selection rates
+    reference_group: dict[str, str] = field(default_factory=dict)  # by feature or intersection; else all other groups
+    intersections: tuple[tuple[str, ...], ...] = ()  # features that are compared together, too
+    groups_max: int = 64  # of a feature or intersection; further ones are counted together
+    freeze_on: str = "established"  # or "excludes_limit" or "never"
+    on_freeze: str = "reject"  # or "flag" or a version
+    fallback: ModelSpec | None = None  # the version that `on_freeze` names
+    on_missing: str = "count"  # of consent or a sensitive feature; or "flag" or "reject"
     slo_p95_ms: float | None = None
     zipmap: bool = False  # the graph has ZipMap nodes, which the session takes out
     external: tuple[str, ...] = ()  # files with weights, beside model.onnx

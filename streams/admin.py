@@ -49,6 +49,12 @@ def work_sources(settings: Settings, releases: Iterable[tuple[str, str]]) -> lis
     ]
 
 
+def monitor_sources(settings: Settings) -> list[Source]:
+    """What the monitor reads."""
+    group = _group(settings, topics.MONITOR)
+    return [Source(group, topics.watched(settings.prefix, each)) for each in (topics.TALLIES, topics.COMPLAINTS)]
+
+
 def _group(settings: Settings, role: str) -> str:
     return clients.LaneIds.of(settings, role, settings.slot).group
 
@@ -65,9 +71,12 @@ def all_topics(settings: Settings, releases: Iterable[tuple[str, str]]) -> dict[
     found[topics.deadletter(prefix)] = plain
     found.update({topics.watched(prefix, each): plain for each in topics.WATCHED})
     found[topics.control(prefix)] = {"cleanup.policy": "compact", **large}
+    found[topics.monitor(prefix)] = {"cleanup.policy": "compact", **COMPACTED_SOON, **large}
     return found
 
 
+# it is read from its beginning at each start, and its newest segment is never compacted
+COMPACTED_SOON = {"segment.bytes": str(4 * 1024 * 1024), "min.cleanable.dirty.ratio": "0.1"}
 REQUEST_TIMES = {"message.timestamp.type": "LogAppendTime"}
 
 
@@ -92,10 +101,11 @@ class Admin:
         missing = [name for name in wanted if name not in existing]
         stamped = [name for name, config in wanted.items() if config.items() >= REQUEST_TIMES.items()]
         self._check([name for name in stamped if name in existing])
+        single = {f"{settings.prefix}.{each}" for each in topics.SINGLE}
         new = [
             NewTopic(
                 name,
-                1 if wanted[name].get("cleanup.policy") else settings.partitions,
+                1 if name in single else settings.partitions,
                 settings.replication,
                 config=dict(wanted[name]),
             )
@@ -130,9 +140,10 @@ class Admin:
     def set_first_offsets(self, wanted: Iterable[Source]) -> list[str]:
         """For partitions that a group never read: its first offset is the first record. Returns what was set."""
         existing, done = self.existing(), []
-        asked = {each.group: each for each in wanted if each.topic in existing}
-        committed = self.committed(asked.values())
-        for group, source in asked.items():
+        asked = [each for each in wanted if each.topic in existing]
+        committed = self.committed(asked)
+        for source in asked:
+            group = source.group
             missing = [p for p in range(existing[source.topic]) if committed.get((group, source.topic, p)) is None]
             if not missing:
                 continue

@@ -94,7 +94,8 @@ class Lane:
     """One consumer, one sink, one window at a time.
 
     `beat` is called at least every second or so while the lane is alive; `assigned` when it first owns its partitions.
-    `leaves`: whether the stop is a scale-down, so that the others get its partitions at once.
+    `leaves`: whether the stop is a scale-down, so that the others get its partitions at once. `idle` is called when
+    nothing came for IDLE_S.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class Lane:
         assigned: Callable[[], None],
         leaves: bool = False,
         consumer: Consumer | None = None,
+        idle: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
         self.topics = list(topics)
@@ -120,6 +122,7 @@ class Lane:
         self.beat = beat
         self.assigned = assigned
         self.leaves = leaves
+        self.idle = idle
         self.next: dict[Partition, int] = {}
         self.collected: list[Message] = []
         self.member: Any = None
@@ -152,6 +155,8 @@ class Lane:
         try:
             if window := self.collect():
                 self.process(window)
+            else:
+                self.idle()
         except Discarded as err:
             self._discard(err)
 

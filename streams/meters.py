@@ -28,10 +28,21 @@ REFUSED = Counter("lrai_variants_refused_total", "variants that were not loaded"
 OUTSIDE = Counter("lrai_outside_region_requests_total", "requests outside of a variant's certified region",
                   ["model", "version", "variant"])  # fmt: skip
 LATENCY_S = Histogram("lrai_latency_seconds", "from append to answer", ["lane", "model"], buckets=SECONDS)
+OBJECTIVE_S = Gauge("lrai_latency_objective_seconds", "slo_p95_ms of the model", ["model", "version"])
 RESTARTS = Counter("lrai_restarts_total", "processes restarted", ["child"])
 GPU_BUSY = Gauge("lrai_gpu_utilisation_ratio", "share of the last sample in which a kernel ran", ["gpu"])
 GPU_BYTES = Gauge("lrai_gpu_memory_bytes", "memory of the GPU that is taken", ["gpu"])
 AUDIT_DELAY = Gauge("lrai_audit_delay_seconds", "age of the newest decision when its row was committed")
+
+
+CPU_S = Counter("lrai_cpu_seconds_total", "CPU that the actor's process took", ["model", "version"])
+GPU_S = Counter("lrai_gpu_seconds_total", "kernel runs on a GPU", ["model", "version"])
+ENERGY_J = Counter("lrai_energy_joules_total", "energy, by where the figure is from", ["model", "version", "source"])
+COST = Counter("lrai_cost_total", "cost at the prices of the settings", ["model", "version", "currency"])
+DECISIONS = Counter("lrai_decisions_total", "decisions: favourable or otherwise", ["model", "version", "decision"])
+REFUSED_RECORDS = Counter("lrai_audit_refused_records_total", "records of which the store says only why", ["topic"])
+LABELS = Counter("lrai_labels_total", "labels by what became of them: joined, duplicate, refused", ["state"])
+LABELS_PENDING = Gauge("lrai_labels_pending", "labels whose decision is not stored, up to 100,000")
 
 
 class LaneMeters:

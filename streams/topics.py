@@ -15,7 +15,9 @@ FAIRNESS = "fairness"  # monitor -> whoever watches, audit writer
 ALERTS = "alerts"  # monitor -> whoever is on call, audit writer
 LABELS = "labels"  # from clients: what really was so
 COMPLAINTS = "complaints"  # from clients
+MONITOR = "monitor"  # compacted: the monitor's counts, by release
 WATCHED = (TALLIES, FAIRNESS, ALERTS, LABELS, COMPLAINTS)
+SINGLE = (TALLIES, COMPLAINTS, CONTROL, MONITOR)  # of one partition: whoever reads it sees all of it, in one order
 
 
 def requests(prefix: str, priority: str) -> str:
@@ -40,6 +42,10 @@ def deadletter(prefix: str) -> str:
 
 def control(prefix: str) -> str:
     return f"{prefix}.{CONTROL}"
+
+
+def monitor(prefix: str) -> str:
+    return f"{prefix}.{MONITOR}"
 
 
 def watched(prefix: str, name: str) -> str:

@@ -29,6 +29,7 @@ class Row:
     version: str | None = "1"
     variant: str | None = "original"
     certificate: str | None = None
+    frozen: str | None = None
     status: int = 0
     error: tuple[str, str] | None = None
     score: float | None = 0.5
@@ -47,7 +48,7 @@ def batch_of(
     rows: Sequence[Row], topic: str = TOPIC, worker: str = WORKER, answered_at_us: int = ANSWERED_US
 ) -> dict[str, Any]:
     """The decoded DecisionBatch of these rows."""
-    releases = _listed([(row.model, row.version, row.variant, row.certificate) for row in rows])
+    releases = _listed([_release(row) for row in rows])
     errors = _listed([row.error for row in rows if row.error])
     decisions = _listed([row.decision for row in rows if row.decision is not None])
     sets = _listed([tuple(row.attributes.items()) for row in rows if row.attributes])
@@ -65,12 +66,9 @@ def batch_of(
         "purpose": Texts.of(row.purpose for row in rows).to_record(),
         "attributes": _index([tuple(row.attributes.items()) or None for row in rows], sets),
         "attribute_sets": [write_map(dict(item)) for item in sets],
-        "release": np.array(
-            [releases.index((row.model, row.version, row.variant, row.certificate)) for row in rows], "<i4"
-        ).tobytes(),
+        "release": np.array([releases.index(_release(row)) for row in rows], "<i4").tobytes(),
         "releases": [
-            {"model": model, "version": version, "variant": variant, "certificate": certificate}
-            for model, version, variant, certificate in releases
+            dict(zip(("model", "version", "variant", "certificate", "frozen"), each, strict=True)) for each in releases
         ],
         "status": bytes(row.status for row in rows),
         "error": _index([row.error for row in rows], errors),
@@ -94,6 +92,10 @@ def ranges_of(
         "worker": worker,
         "ranges": [dict(zip(("partition", "from", "next", "records"), item, strict=True)) for item in ranges],
     }
+
+
+def _release(row: Row) -> tuple[str | None, ...]:
+    return row.model, row.version, row.variant, row.certificate, row.frozen
 
 
 def _listed(items: Sequence[Any]) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,18 +11,24 @@ import numpy as np
 import numpy.typing as npt
 
 from audit import rows as audit_rows
+from kernels.reference import Reference
 from kernels.spec import ModelSpec
 from schemas import framing
 from schemas.requests import read_map
 from streams.admission import Catalog
 from streams.coalesce import Bounds, Coalesce, pseudonyms
+from streams.control import Control
 from streams.ended import Answering
 from streams.headers import ReplyTopics
 from streams.loop import LaneLimits
+from streams.meters import SECONDS
 from streams.window import Block, Headers, Outcome, Window
 from tests.samples import NOW_MS, TOPIC, NoSchemas, Record, window
 from workers.actor import Actor
 from workers.answers import Home, Release
+from workers.cost import Meter, Prices
+from workers.tallies import Watch
+from workers.tallying import Tallying
 from workers.turns import Turns
 from workers.variants import Choice, Kernel, Loaded
 
@@ -30,7 +36,9 @@ PREFIX = "t"
 RESULTS = "t.results.standard"
 DECISIONS = "t.decisions"
 DEADLETTER = "t.deadletter"
+TALLIES = "t.tallies"
 KEY = b"0123456789abcdef"
+PRICES = Prices("EUR", 3600.0, 7200.0, 10.0, 100.0)
 Tensors = dict[str, npt.NDArray[Any]]
 
 
@@ -87,7 +95,8 @@ def coalesce(
 
 def actor(
     spec: ModelSpec, kernel: Kernel, rows_max: int = 64, result_bytes_max: int = 100_000,
-    pool: ThreadPoolExecutor | None = None,
+    pool: ThreadPoolExecutor | None = None, frozen: Callable[[str], Control | None] = lambda version: None,
+    fallback: Kernel | None = None, reference: Reference | None = None, meter: Meter | None = None,
 ) -> Actor:  # fmt: skip
     """A lane of the model's actor; with a `pool` its runs take long enough to go two at once."""
     home = Home(RESULTS, framing.header("inference_result"), DECISIONS, f"work-{spec.model}-0", result_bytes_max)
@@ -95,7 +104,15 @@ def actor(
     loaded = Loaded(Release(spec.model, spec.version, "original"), kernel, apart, rows_max, row_s=1.0 if pool else 0.0)
     choice = Choice({"original": loaded})
     limits = LaneLimits(0.0, 16, 1 << 24)
-    return Actor(spec, choice, lambda: None, home, Plain(), Turns(3, 2), 1, limits, lambda: None, 2, pool)
+    watches = {each.version: Watch.of(each, reference, SECONDS) for each in (spec, spec.fallback) if each}
+    tallying = Tallying(TALLIES, watches, meter or Meter(PRICES))
+    older = None
+    if spec.fallback and fallback:
+        older = Loaded(Release(spec.model, spec.fallback.version, "original"), fallback, fallback, rows_max)
+    return Actor(
+        spec, choice, lambda: None, home, Plain(), Turns(3, 2), 1, limits, lambda: None, 2, pool, frozen=frozen,
+        fallback=older, tallying=tallying,
+    )  # fmt: skip
 
 
 @dataclass
@@ -107,6 +124,7 @@ class Ends:
     letters: dict[int, list[tuple[bytes, bytes | None, dict[str, bytes | None]]]] = field(default_factory=dict)
     decisions: dict[int, list[Record]] = field(default_factory=dict)
     ranges: list[Record] = field(default_factory=list)
+    tallies: list[Record] = field(default_factory=list)
     batches: list[tuple[str, bytes]] = field(default_factory=list)
 
     def add(self, blocks: Iterable[Block]) -> None:
@@ -119,6 +137,9 @@ class Ends:
                     self.batches.append((block.topic, value))
                 elif block.topic == DECISIONS:
                     self._decided(value)
+                elif block.topic == TALLIES:
+                    assert framing.decode(value)[0] == "tally"
+                    self.tallies.append(framing.decode(value)[1])
                 elif block.topic == DEADLETTER:
                     named = dict(header or [])
                     at = int(named["lrai_dlt-original-offset"] or b"")

@@ -6,7 +6,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -17,19 +18,24 @@ from kernels.spec import ModelSpec
 from schemas import framing
 from schemas.columns import Ints
 from schemas.errors import IntegrityError
-from schemas.results import EXPIRED, FAILED, OK
+from schemas.results import EXPIRED, FAILED, OK, REJECTED
 from streams import meters
 from streams.batching import cuts
+from streams.control import Control
 from streams.log import log
 from streams.loop import LaneLimits
-from streams.window import Outcome, Window
+from streams.topics import PRIORITIES
+from streams.window import Block, Outcome, Window
 from workers.answers import Answered, Home, Outputs, Release, blocks
 from workers.merge import Merged, merge
+from workers.tallies import ATTRIBUTES, CONSENT, About, Groups, Ran, lacks
+from workers.tallying import Tallying
 from workers.turns import Turns
 from workers.variants import Choice, Load, Loaded
 
 LATENCIES_MAX = 64
 TOGETHER_S_MIN = 5e-4  # shorter runs do not pay for going to another thread and back
+REASON_MAX = 500  # characters of what an operator wrote, in a message
 DECISIONS_BYTES_MAX = 1024 * 1024  # of batches, without tensors, whose decisions lie in one record
 
 
@@ -46,7 +52,8 @@ class Journal(Protocol):
 @dataclass
 class Actor:
     """One lane of an actor. `lane` orders the lanes by priority, 0 is the highest; `forced`: the variant that an
-    operator asks for; `runs`: how many at once, on the threads of `pool`."""
+    operator asks for; `runs`: how many at once, on the threads of `pool`; `frozen`: the freeze of a version that holds;
+    `fallback`: the original of the version that answers then; `ran`: what ran for the window at hand."""
 
     spec: ModelSpec
     choice: Choice
@@ -60,22 +67,34 @@ class Actor:
     runs: int = 1
     pool: ThreadPoolExecutor | None = None
     serving: Release | None = None
+    frozen: Callable[[str], Control | None] = lambda version: None
+    fallback: Loaded | None = None
+    tallying: Tallying | None = None
+    ran: dict[Release, Ran] = field(default_factory=dict)
+    gpu_s: float = 0.0
+    groups: Groups = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.groups = self.tallying.watches[self.spec.version].groups if self.tallying else Groups(self.spec)
 
     def __call__(self, window: Window, now_ms: int) -> Outcome:
         """Answers for every request of the window, with one variant, and the original outside of what it is certified
         for. Raises IntegrityError."""
         records = [_record(value) for value in window.values]
         count = sum(record["count"] for record in records)
-        loaded = self.choice.choose(self._load(window, now_ms, records), self.forced())
-        if loaded.release != self.serving:
-            self._switched(loaded.release)
+        served = self._served(self.choice.choose(self._load(window, now_ms, records), self.forced()))
+        if served.loaded.release != self.serving:
+            self._switched(served.loaded.release)
+        self.ran, self.gpu_s = {}, 0.0
         apart = self.journal.begins(window)
         parts: list[tuple[Release, list[Answered]]] = []
         for part in cuts(_beside_tensors(window.values, records), DECISIONS_BYTES_MAX):
             ends: dict[Release, list[Answered]] = {}
-            for by, requests in (pair for merged in merge(records[part]) for pair in self._split(merged, loaded)):
+            together = merge(records[part])
+            for by, requests in (pair for merged in together for pair in self._split(merged, served.loaded)):
                 runs = replace(by, kernel=by.apart) if apart else by
-                ends.setdefault(by.release, []).extend(self._answer(requests, runs, now_ms))
+                release = replace(by.release, frozen=served.id) if served.id else by.release
+                ends.setdefault(release, []).extend(self._admitted(requests, runs, served, now_ms))
             parts += ends.items()
         self.journal.ended()
         answered = [each for _, part in parts for each in part]
@@ -86,8 +105,51 @@ class Actor:
         counts: Counter[str] = Counter()
         for each in answered:
             counts["ok" if each.error is None else each.error[0]] += len(each.requests)
-        found = [block for by, part in parts for block in blocks(self.spec, by, part, self.home, now_us)]
-        return Outcome(found, dict(counts))
+        return Outcome(self._blocks(window, served, parts, now_us), dict(counts))
+
+    def _blocks(
+        self, window: Window, served: Served, parts: Sequence[tuple[Release, list[Answered]]], now_us: int
+    ) -> list[Block]:
+        """Results, decisions, and the tally of both."""
+        found: list[Block] = []
+        decisions: list[dict[str, Any]] = []
+        for by, part in parts:
+            own, record = blocks(served.spec, by, part, self.home, now_us)
+            found += own
+            decisions += [record] if record else []
+        if self.tallying and decisions:
+            ran = {(by.variant, by.certificate): each for by, each in self.ran.items()}
+            took = self.tallying.meter.take(self.gpu_s)
+            about = About(window.ranges[0], self.home.worker, PRIORITIES[self.lane], ran, took, served.id)
+            answered = [each for _, part in parts for each in part]
+            found.append(self.tallying.block(served.spec.version, decisions, answered, about, now_us // 1000))
+        return found
+
+    def _served(self, chosen: Loaded) -> Served:
+        """What answers a window: while the version is frozen, what its policy says."""
+        freeze = self.frozen(self.spec.version)
+        if freeze is None or self.spec.on_freeze == "flag":
+            return Served(self.spec, chosen, freeze)
+        other = self.spec.fallback
+        if other is None or self.fallback is None or self.frozen(other.version):
+            return Served(self.spec, chosen, freeze, rejects=True)
+        return Served(other, self.fallback, freeze)
+
+    def _admitted(self, requests: Merged, loaded: Loaded, served: Served, now_ms: int) -> list[Answered]:
+        """Answers for those that the model's owner lets through; rejections for the others."""
+        if served.rejects and served.freeze:
+            return [Answered.failed(requests, REJECTED, "frozen", frozen_message(served.freeze))]
+        if self.spec.on_missing == "count":
+            return self._answer(requests, loaded, now_ms)
+        missing = lacks(self.groups, requests.attributes, requests.attribute_sets, requests.consent_id.lengths)
+        if self.spec.on_missing == "flag" or not missing.any():
+            return self._answer(replace(requests, missing=missing), loaded, now_ms)
+        found = []
+        for chosen, code in ((missing & CONSENT > 0, "consent_missing"), (missing == ATTRIBUTES, "attributes_missing")):
+            if chosen.any():
+                message = missing_message(self.spec, code)
+                found.append(Answered.failed(requests.take(chosen), REJECTED, code, message))
+        return found if missing.all() else found + self._answer(requests.take(missing == 0), loaded, now_ms)
 
     def _switched(self, release: Release) -> None:
         """Said once a switch, not once a window."""
@@ -172,6 +234,10 @@ class Actor:
         variant = release.variant or ""
         meters.ROWS.labels(release.model, release.version, variant).inc(total)
         meters.EXECUTIONS.labels(release.model, release.version, variant).inc(len(parts))
+        took_s = sum(float(seconds[start]) for start, _ in places)
+        ran = self.ran.setdefault(release, Ran())
+        ran.rows, ran.execution_s = ran.rows + total, ran.execution_s + took_s
+        self.gpu_s += took_s if loaded.gpu else 0.0
         if len(parts) == 1:
             return parts[0], seconds, sizes
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, seconds, sizes
@@ -182,6 +248,36 @@ class Actor:
             received = each.requests.received_at
             sample = received[:: max(1, len(received) // LATENCIES_MAX)]
             meters.observe_latency(str(self.lane), self.spec.model, (now_us / 1e6 - sample / 1e3).tolist())
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What answers a window, and the freeze that holds; with `rejects` nothing does."""
+
+    spec: ModelSpec
+    loaded: Loaded
+    freeze: Control | None = None
+    rejects: bool = False
+
+    @property
+    def id(self) -> str | None:
+        return None if self.freeze is None else self.freeze.id or f"{self.freeze.model}/{self.freeze.at}"
+
+
+def frozen_message(freeze: Control) -> str:
+    """Since when, why, and whom to ask."""
+    since = datetime.fromtimestamp(freeze.at / 1e3, UTC).isoformat(timespec="seconds")
+    why = freeze.reason[:REASON_MAX] or "no reason was given"
+    return (
+        f"{freeze.model} {freeze.version} is frozen by {freeze.by[:REASON_MAX]} since {since}: {why}; ask the operator "
+        f"of this service, who sees the evidence with `lrai equity review {freeze.model}`"
+    )
+
+
+def missing_message(spec: ModelSpec, code: str) -> str:
+    if code == "consent_missing":
+        return f"{spec.model} answers only with a consent_id; send the id of the consent under which you ask"
+    return f"{spec.model} answers only with the attributes {', '.join(spec.sensitive_features)}; send each of them"
 
 
 def _nothing() -> None:

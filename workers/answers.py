@@ -20,6 +20,10 @@ from streams.window import Block, Headers
 from workers.merge import Merged
 
 Outputs = dict[str, npt.NDArray[Any]]
+RELEASE = ("model", "version", "variant", "certificate", "frozen")
+FROZEN = "lrai_frozen"  # header of an answer under a freeze: its id
+MISSING = "lrai_missing"  # header of an answer to a request that lacks what the model's owner asks for
+LACKS = {1: b"consent_id", 2: b"attributes", 3: b"consent_id,attributes"}  # by Merged.missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,7 @@ class Release:
     version: str
     variant: str | None
     certificate: str | None = None
+    frozen: str | None = None  # id of the freeze under which it answers
 
     @property
     def key(self) -> tuple[str, str | None, str | None, str | None]:
@@ -67,19 +72,25 @@ class Home:
     result_bytes_max: int
 
 
-def blocks(spec: ModelSpec, release: Release, answered: Sequence[Answered], home: Home, now_us: int) -> list[Block]:
-    """The results, by target, and one decision record of a window. `now_us`: microseconds since the epoch."""
+def blocks(
+    spec: ModelSpec, release: Release, answered: Sequence[Answered], home: Home, now_us: int
+) -> tuple[list[Block], dict[str, Any] | None]:
+    """The results, by target, and one decision record of a window; and that record, if there is any.
+
+    `now_us`: microseconds since the epoch.
+    """
     found: list[Block] = []
     ended: list[Answered] = []
     for group in answered:
         values, split = _values(spec, release, group, home, now_us)
         for part, part_values in zip(split, values, strict=True):
-            found += _targets(part, part_values, home)
+            found += _targets(part, part_values, home, release.frozen)
         ended += split
-    if ended:
-        record = _decisions(spec, release, ended, home, now_us)
-        found.append(Block(home.decisions, [framing.encode("decision_batch", record)]))
-    return found
+    if not ended:
+        return found, None
+    record = _decisions(spec, release, ended, home, now_us)
+    found.append(Block(home.decisions, [framing.encode("decision_batch", record)]))
+    return found, record
 
 
 def queue_s(requests: Merged, execution_s: npt.NDArray[np.float64], now_us: int) -> npt.NDArray[np.float64]:
@@ -161,10 +172,10 @@ def _cut(name: str, values: npt.NDArray[Any], requests: Merged) -> OutputColumn:
     return OutputColumn(name, datatype, values.shape[1:], Texts.of(parts), requests.padded)
 
 
-def _targets(group: Answered, values: list[bytes], home: Home) -> list[Block]:
+def _targets(group: Answered, values: list[bytes], home: Home, frozen: str | None) -> list[Block]:
     requests = group.requests
     keys = requests.request_id.to_list()
-    headers = _headers(requests)
+    headers = _headers(requests, frozen)
     if not requests.replies:
         return [Block(home.results, values, keys, headers)]
     targets: dict[Reply, list[int]] = {}
@@ -177,10 +188,11 @@ def _targets(group: Answered, values: list[bytes], home: Home) -> list[Block]:
     ]
 
 
-def _headers(requests: Merged) -> list[Headers | None]:
-    """As `source_headers`, but what repeats is made once."""
+def _headers(requests: Merged, frozen: str | None) -> list[Headers | None]:
+    """As `source_headers`, but what repeats is made once; then what the client should know of the answer."""
     topic = requests.topic.encode()
-    heads = {each: source_headers(topic, each, 0)[:-1] for each in set(requests.partition.tolist())}
+    note = [(FROZEN, frozen.encode())] if frozen else []
+    heads = {each: [*note, *source_headers(topic, each, 0)[:-1]] for each in set(requests.partition.tolist())}
     found: list[Headers | None] = [
         [*heads[partition], ("lrai_request-offset", b"%d" % offset)]
         for partition, offset in zip(requests.partition.tolist(), requests.offset.tolist(), strict=True)
@@ -189,6 +201,10 @@ def _headers(requests: Merged) -> list[Headers | None]:
         for own, passed in zip(found, requests.headers.to_list(), strict=True):
             if own is not None and passed:
                 own += decode_headers(passed)
+    if requests.missing is not None:
+        for own, lacks in zip(found, requests.missing.tolist(), strict=True):
+            if own is not None and lacks:
+                own.append((MISSING, LACKS[lacks]))
     return found
 
 
@@ -227,7 +243,7 @@ def _decisions(
         "attributes": joined(attributes, "<i4") if sets else b"",
         "attribute_sets": sets,
         "release": np.zeros(sum(counts), "<i4").tobytes(),
-        "releases": [dict(zip(("model", "version", "variant", "certificate"), release.key, strict=True))],
+        "releases": [dict(zip(RELEASE, (*release.key, release.frozen), strict=True))],
         "status": np.repeat([each.status for each in ended], counts).astype("<u1").tobytes(),
         "error": np.repeat(error_codes, counts).astype("<i4").tobytes() if errors else b"",
         "errors": [{"code": code, "message": message} for code, message in errors],

@@ -49,6 +49,7 @@ class Merged:
     replies: list[Reply]
     padded: Ints | None
     tensors: list[Tensor]
+    missing: Codes | None = None  # what they lack that the model's owner asks for, as in workers.tallies
 
     def __len__(self) -> int:
         return len(self.offset)
@@ -72,6 +73,7 @@ class Merged:
             **{name: getattr(self, name)[chosen] for name in columns},
             **{name: getattr(self, name).take(chosen) for name in texts},
             padded=None if self.padded is None else self.padded[chosen],
+            missing=None if self.missing is None else self.missing[chosen],
             tensors=[Tensor(each.name, each.values[rows]) for each in self.tensors],
         )
 

@@ -17,8 +17,8 @@ from kernels import devices
 from kernels.devices import Device
 from kernels.spec import ModelSpec
 from schemas.errors import BadSetting
-from streams import clients
-from streams.admin import Admin, all_topics, coalesce_sources, work_sources
+from streams import clients, topics
+from streams.admin import Admin, all_topics, coalesce_sources, monitor_sources, work_sources
 from streams.log import log
 from streams.meters import RESTARTS
 from streams.settings import Settings
@@ -31,7 +31,7 @@ FENCE_S = 5.0
 PRELOAD = ("numpy", "confluent_kafka", "fastavro", "prometheus_client", "psycopg", "onnxruntime", "workers.roles")
 Progress = Callable[[str], None]
 ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[^\s:/@]+):[0-9]{1,5}")
-ROLES = frozenset({"coalesce", "work", "audit"})
+ROLES = frozenset({"coalesce", "work", "audit", "monitor"})
 
 
 def check(settings: Settings) -> None:
@@ -75,6 +75,7 @@ def prepare(
     created = admin.ensure_topics(all_topics(settings, releases))
     groups = coalesce_sources(settings) if "coalesce" in wanted else []
     groups += work_sources(settings, releases) if "work" in wanted else []
+    groups += monitor_sources(settings) if "monitor" in wanted else []
     if groups:
         progress("first offsets")
         first = admin.set_first_offsets(groups)
@@ -109,8 +110,12 @@ class Children:
 
     def audit(self, instance: int) -> None:
         ids = clients.LaneIds.of(self.settings, "audit", instance)
-        args = (self.settings, self.key, instance, self._port())
+        args = (self.settings, self.key, self.specs, instance, self._port())
         self._add(ids.member, roles.audit, args, 1, ())
+
+    def monitor(self, instance: int) -> None:
+        ids = clients.LaneIds.of(self.settings, topics.MONITOR, instance)
+        self._add(ids.member, roles.monitor, (self.settings, self.specs, instance, self._port()), 1, ())
 
     def _port(self) -> int:
         port = self.port
@@ -140,6 +145,7 @@ def everything(settings: Settings, key: bytes, specs: Sequence[ModelSpec]) -> li
         children.work(spec, settings.slot)
     for instance in range(settings.audit_writers):
         children.audit(settings.slot + instance)
+    children.monitor(settings.slot)
     return children.made
 
 

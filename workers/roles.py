@@ -7,22 +7,28 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+from confluent_kafka import Producer
 from prometheus_client import start_http_server
 
+from audit import labelling
+from audit.framed import Reading
+from audit.labelling import Labelling
 from audit.store import Store
-from audit.writing import StoreSink, nothing_more
-from kernels import devices
-from kernels.loading import load_all
+from audit.writing import Intake, StoreSink, nothing_more
+from kernels import devices, reference
+from kernels.loading import InMemory, load_all, load_original
 from kernels.manifest import ORIGINAL
+from kernels.session import KernelError
 from kernels.spec import ModelSpec
 from schemas.errors import LraiError
 from streams import clients, meters, topics
 from streams.admission import Catalog
 from streams.coalesce import Bounds, Coalesce, pseudonyms
-from streams.control import ControlState
+from streams.control import Control, ControlState
 from streams.ended import Answering
 from streams.headers import ReplyTopics
 from streams.log import log, set_level
@@ -34,10 +40,13 @@ from streams.topics import PRIORITIES
 from streams.transaction import KafkaSink
 from workers.actor import Actor, Unavailable
 from workers.answers import Home, Release
+from workers.cost import Meter, Nvml, Prices, Rapl
 from workers.isolate import RUN_S_MAX, IsolatedKernel
 from workers.journal import LaneJournal
 from workers.replies import ReplyWatch
 from workers.slot import Slot
+from workers.tallies import Watch
+from workers.tallying import Tallying
 from workers.turns import Turns
 from workers.variants import Choice, Loaded
 
@@ -89,8 +98,12 @@ def work(
     settings: Settings, spec: ModelSpec, instance: int, port: int, *, slot: Slot, stop: threading.Event
 ) -> None:
     """The actor of one model: a lane a priority, one kernel."""
+
+    def load(beat: Callable[[], object]) -> tuple[dict[str, Loaded], Loaded | None]:
+        return _loaded(settings, spec, slot, beat), _fallback(settings, spec, beat)
+
     # the lanes end what a predecessor left open before the model takes its time to load
-    _actor(settings, spec, instance, port, slot, stop, lambda beat: _loaded(settings, spec, slot, beat))
+    _actor(settings, spec, instance, port, slot, stop, load)
 
 
 def stand_in(
@@ -100,7 +113,7 @@ def stand_in(
     why = "the model keeps crashing; send the request again later, or ask the operator to look at `lrai status`"
     away = Unavailable(why)
     original = Loaded(Release(spec.model, spec.version, ORIGINAL), away, away, settings.run_rows_max)
-    _actor(settings, spec, instance, port, slot, stop, lambda beat: {ORIGINAL: original})
+    _actor(settings, spec, instance, port, slot, stop, lambda beat: ({ORIGINAL: original}, None))
 
 
 def _loaded(settings: Settings, spec: ModelSpec, slot: Slot, beat: Callable[[], object]) -> dict[str, Loaded]:
@@ -118,19 +131,44 @@ def _loaded(settings: Settings, spec: ModelSpec, slot: Slot, beat: Callable[[], 
         if own.certificate:
             log("info", "a variant is certified", model=spec.path, variant=each.name, kind=own.kind,
                 certificate=own.certificate, checked_s=round(own.checked_s, 3))  # fmt: skip
-    return {
-        each.name: Loaded(
-            Release(spec.model, spec.version, each.name, each.admission.certificate), each.session,
-            IsolatedKernel(each.how, beat, min(RUN_S_MAX, settings.hang_s)), min(each.rows, settings.run_rows_max),
-            each.row_s, each.alone, each.admission.region,
-        )
-        for each in found
-    }  # fmt: skip
+    return {each.name: _in_actor(settings, spec, each, beat) for each in found}
+
+
+def _in_actor(settings: Settings, spec: ModelSpec, each: InMemory, beat: Callable[[], object]) -> Loaded:
+    return Loaded(
+        Release(spec.model, spec.version, each.name, each.admission.certificate), each.session,
+        IsolatedKernel(each.how, beat, min(RUN_S_MAX, settings.hang_s)), min(each.rows, settings.run_rows_max),
+        each.row_s, each.alone, each.admission.region, each.session.device.gpu,
+    )  # fmt: skip
+
+
+def _fallback(settings: Settings, spec: ModelSpec, beat: Callable[[], object]) -> Loaded | None:
+    """The original of the version that answers while this one is frozen; without it, requests are rejected then."""
+    if spec.fallback is None:
+        return None
+    device = devices.device(spec.fallback.device or settings.device, settings.state / "engines")
+    try:
+        found = load_original(spec.fallback, settings.threads, settings.state / "profiles", device)
+    except KernelError as err:
+        log("error", "the fallback cannot be loaded; a freeze rejects", model=spec.fallback.path, error=str(err))
+        return None
+    return _in_actor(settings, spec.fallback, found, beat)
+
+
+def _tallying(settings: Settings, spec: ModelSpec, loaded: Iterable[Loaded]) -> Tallying:
+    """What the lanes of an actor count together. Raises BadReference."""
+    specs = [spec, *([spec.fallback] if spec.fallback else [])]
+    references = [reference.read(Path(each.path).parent, each) for each in specs]
+    watches = {each.version: Watch.of(each, own, meters.SECONDS) for each, own in zip(specs, references, strict=True)}
+    prices = Prices(settings.currency, settings.cpu_hour_price, settings.gpu_hour_price, settings.watts_per_core,
+                    settings.watts_per_gpu)  # fmt: skip
+    meter = Meter(prices, Rapl(), Nvml() if any(each.gpu for each in loaded) else None)
+    return Tallying(topics.watched(settings.prefix, topics.TALLIES), watches, meter)
 
 
 def _actor(
     settings: Settings, spec: ModelSpec, instance: int, port: int, slot: Slot, stop: threading.Event,
-    load: Callable[[Callable[[], object]], dict[str, Loaded]],
+    load: Callable[[Callable[[], object]], tuple[dict[str, Loaded], Loaded | None]],
 ) -> None:  # fmt: skip
     start(settings, port)
     roles = [f"work-{spec.model}-{spec.version}-{priority}" for priority in PRIORITIES]
@@ -139,7 +177,8 @@ def _actor(
     beats = [_beating(slot, number) for number in range(len(PRIORITIES))]
     with ThreadPoolExecutor(len(sinks)) as pool:  # all at once: until then what was left open holds up other models
         list(pool.map(lambda sink, beat: sink.open(beat), sinks, beats))
-    loaded = load(lambda: [beat() for beat in beats])
+    loaded, fallback = load(lambda: [beat() for beat in beats])
+    tallying = _tallying(settings, spec, loaded.values())
     control = ControlState(settings, f"{ids[0].member}-control")
     control.to_the_end(beats[0])
     runs = settings.runs or max(1, len(os.sched_getaffinity(0)) // settings.threads)
@@ -148,11 +187,16 @@ def _actor(
     everyone = Assigned(len(PRIORITIES), slot)
     limits = LaneLimits(0.0, settings.actor_records_max, settings.window_bytes_max)
     slo_s = spec.slo_p95_ms and spec.slo_p95_ms / 1000
+    if slo_s:
+        meters.OBJECTIVE_S.labels(spec.model, spec.version).set(slo_s)
     lanes = []
     kernels = ThreadPoolExecutor(runs, "kernel") if runs > 1 else None
 
     def forced() -> str | None:
         return control.variant(spec.model, spec.version, time.monotonic())
+
+    def frozen(version: str) -> Control | None:
+        return control.frozen(spec.model, version, time.monotonic())
 
     for number, priority in enumerate(PRIORITIES):
         results = topics.results(settings.prefix, priority)
@@ -161,7 +205,7 @@ def _actor(
             spec=spec, choice=Choice(loaded, spec.prefer, spec.under_load, slo_s), forced=forced,
             home=Home(results, header, decisions, ids[number].member, settings.result_bytes_max),
             journal=LaneJournal(slot, number), turns=turns, lane=number, limits=limits, beat=beats[number],
-            runs=runs, pool=kernels,
+            runs=runs, pool=kernels, frozen=frozen, fallback=fallback, tallying=tallying,
         )  # fmt: skip
         source = topics.batches(settings.prefix, spec.model, spec.version, priority)
         lane = _lane(
@@ -176,29 +220,46 @@ def _actor(
 
 
 def audit(
-    settings: Settings, key: bytes, instance: int, port: int, *, slot: Slot, stop: threading.Event
-) -> None:
-    """The audit writer: decisions and dead letters into Postgres."""
+    settings: Settings, key: bytes, specs: Sequence[ModelSpec], instance: int, port: int,
+    *, slot: Slot, stop: threading.Event,
+) -> None:  # fmt: skip
+    """The audit writer: decisions, dead letters and what watching tells into Postgres."""
     start(settings, port)
     ids = clients.LaneIds.of(settings, "audit", instance)
     deadletter = topics.deadletter(settings.prefix)
     beat = _beating(slot, 0)
-    sources = [topics.decisions(settings.prefix), deadletter, topics.control(settings.prefix)]
+    store, reading = Store(settings.store, key), Reading(settings.prefix, Registry(settings.registry, beat))
+    producer = Producer({**clients.common(settings, f"{ids.member}-labels"), **labelling.PRODUCER})
+    tallies = topics.watched(settings.prefix, topics.TALLIES)
+    joining = Labelling(store, specs, producer, tallies, ids.member, lambda: time.time_ns() // 1_000_000)
+    sink = StoreSink(store, Intake(reading, pseudonyms(key), joining), deadletter, beat)
     lane = _lane(
-        settings, "audit", ids, sources, function=nothing_more,
-        sink=StoreSink(Store(settings.store, key), deadletter, beat),
+        settings, "audit", ids, [*reading.kinds, deadletter], function=nothing_more, sink=sink,
         limits=LaneLimits(AUDIT_WINDOW_S, AUDIT_RECORDS_MAX, AUDIT_BYTES_MAX),
-        beat=beat, assigned=lambda: slot.ready(time.monotonic()),
+        beat=beat, assigned=lambda: slot.ready(time.monotonic()), idle=sink.idle,
     )  # fmt: skip
     run_lanes([lane], stop, slot)
+
+
+def monitor(
+    settings: Settings, specs: Sequence[ModelSpec], instance: int, port: int, *, slot: Slot, stop: threading.Event
+) -> None:
+    """Adds tallies up, tests them, freezes."""
+    from audit import monitor  # Faust, which no other process needs
+
+    start(settings, port)
+    ids = clients.LaneIds.of(settings, topics.MONITOR, instance)
+    beat, ready = _beating(slot, 0), lambda: slot.ready(time.monotonic())
+    monitor.run(settings, ids, specs, beat=beat, ready=ready, stop=stop, error=slot.error)
 
 
 def _lane(
     settings: Settings, name: str, ids: clients.LaneIds, sources: Sequence[str], *, function: Function, sink: Sink,
     limits: LaneLimits, beat: Callable[[], None], assigned: Callable[[], None],
+    idle: Callable[[], None] = lambda: None,
 ) -> Lane:  # fmt: skip
     config, lane_meters = clients.consumer(settings, ids, limits.bytes_max), LaneMeters(name)
-    return Lane(name, config, sources, function, sink, limits, lane_meters, beat, assigned, settings.leave)
+    return Lane(name, config, sources, function, sink, limits, lane_meters, beat, assigned, settings.leave, idle=idle)
 
 
 class Stuck(LraiError):

@@ -28,7 +28,8 @@ class Kernel(Protocol):
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """A variant in memory. `apart`: the same, in a process that may die alone; `rows_max`: of a run, and `row_s`
-    seconds a row in such runs; `alone`: a run holds one request; `region`: the inputs that it is certified for."""
+    seconds a row in such runs; `alone`: a run holds one request; `region`: the inputs that it is certified for; `gpu`:
+    it runs on one."""
 
     release: Release
     kernel: Kernel
@@ -37,6 +38,7 @@ class Loaded:
     row_s: float = 0.0
     alone: bool = False
     region: Region | None = None
+    gpu: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,3 +1,3 @@
-insert into audit.release (key, model, version, variant, certificate)
-select * from unnest(%s::uuid[], %s::text[], %s::text[], %s::text[], %s::text[])
+insert into audit.release (key, model, version, variant, certificate, frozen)
+select * from unnest(%s::uuid[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[])
 on conflict do nothing

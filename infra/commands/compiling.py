@@ -17,12 +17,13 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
-from infra.commands import request_files
+from infra.commands import references, request_files
 from infra.commands.reading import Reader
 from infra.commands.request_files import BadFile
 from kernels import devices, repository
-from kernels.compile import compiler, ensemble, rows
+from kernels.compile import compiler, ensemble, equity, rows
 from kernels.compile.compiler import Compiled
 from kernels.compile.proved import Proves
 from kernels.manifest import Manifest
@@ -48,17 +49,41 @@ def spec_of(folder: Path) -> ModelSpec:
     return repository.load_model(path.parent.parent, path.parent.name, path.name)
 
 
-def rows_of(path: Path, spec: ModelSpec, ignored: Sequence[str]) -> rows.Rows:
-    """The rows of a file: CSV, JSONL, NPZ, or NPY for a model with one input. Raises BadFile, NotCompiled."""
+def rows_of(path: Path, spec: ModelSpec, ignored: Sequence[str], attributes: Sequence[str] = ()) -> rows.Rows:
+    """The rows of a file: CSV, JSONL, NPZ, or NPY for a model with one input. Raises BadFile, NotCompiled.
+
+    With them go the attributes named, and the model's sensitive features where they are there.
+    """
     if path.suffix.lower() == ".npy":
+        if attributes:
+            raise BadFile(f"{path}: an array names no attribute {attributes[0]!r}; give a CSV, JSONL or NPZ file")
         groups = [_npy(path, spec)]
     else:
-        columns = request_files.Columns(ignored=tuple(ignored))
-        found = request_files.read(path, spec.inputs, columns)
-        groups = rows.grouped(each.inputs for each in _bounded(found, path))
+        wanted = [name for name in spec.sensitive_features if name not in ignored]
+        in_file = () if path.suffix.lower() in (".jsonl", ".ndjson") else tuple(attributes)
+        columns = request_files.Columns(attributes=in_file, ignored=tuple(ignored), welcome=tuple(wanted))
+        found = list(_bounded(request_files.read(path, spec.inputs, columns), path))
+        groups = _attributed(found, path, attributes, wanted)
     if not groups:
         raise BadFile(f"{path}: has no rows; give at least {rows.ROWS_MIN}")
     return rows.given(groups, spec, str(path), _source(path))
+
+
+def _attributed(
+    found: list[request_files.FileRequest], path: Path, named: Sequence[str], welcome: Sequence[str]
+) -> list[Inputs]:
+    """Groups of equal shapes, each with the attributes that some row has."""
+    there = {name for each in found for name in each.attributes}
+    if missing := [name for name in named if found and name not in there]:
+        raise BadFile(f"{path}: no row has an attribute {missing[0]!r}; name one that is there")
+    names = [name for name in dict.fromkeys((*named, *welcome)) if name in there]
+
+    def told(each: request_files.FileRequest) -> Inputs:
+        n = rows.count([each.inputs])
+        words = {name: np.full(n, each.attributes.get(name, ""), object) for name in names}
+        return each.inputs | {rows.ATTRIBUTE + name: array for name, array in words.items()}
+
+    return rows.grouped(told(each) for each in found)
 
 
 def _bounded(found: Iterator[request_files.FileRequest], path: Path) -> Iterator[request_files.FileRequest]:
@@ -124,6 +149,8 @@ def show(
         if each.manifest is not None:
             table.add_row(*_cells(each.manifest), certificates.get(each.name, "none"), each.gains or "-")
     console.print(table)
+    if found.original.disparity:
+        console.print(_disparities([found.original, *(each.manifest for each in found.kept if each.manifest)]))
     for each in found.tried:
         if each.refused:
             console.print(f"not kept: {each.name}: {each.refused}", markup=False, highlight=False)
@@ -134,6 +161,18 @@ def show(
         console.print(f"{where + ': ' if where else ''}{reason.why}", markup=False, highlight=False)
     for note in (*notes, *found.notes):
         console.print(f"note: {note}", style="yellow", markup=False, highlight=False)
+
+
+def _disparities(variants: Sequence[Manifest]) -> Table:
+    """How far apart groups are, and whose decisions flip."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("variant", "attribute", "gap before", "gap after", "widened", "flips by group", "p"):
+        table.add_column(name, justify="left" if name in ("variant", "attribute", "flips by group") else "right")
+    for each in variants:
+        for found in each.disparity:
+            gaps = (f"{100 * gap:.2f}" for gap in (found.before, found.after, found.widened))
+            table.add_row(*map(Text, (each.name, found.attribute, *gaps, equity.flips(found), f"{found.p_value:.2g}")))
+    return table
 
 
 def _cells(each: Manifest) -> list[str]:
@@ -158,19 +197,25 @@ def _cells(each: Manifest) -> list[str]:
 def compile_folder(
     folder: Path, calibration: Path | None, ignored: Sequence[str], options: compiler.Options, console: Console,
     prover: Callable[[ModelSpec, rows.Rows], Proves] | None = None, device: str | None = None,
+    attributes: Sequence[str] = (),
 ) -> tuple[Compiled, ModelSpec, rows.Rows | None]:  # fmt: skip
     """Compiles a version of a model for a device (or its own, or the CPU). Raises LraiError.
 
     With a prover, widths are searched by proof, too: on the CPU, whose arithmetic is what it knows.
     """
+    if attributes and not calibration:
+        raise BadSetting(f"--attribute {attributes[0]}: there are no rows; give --calibration FILE")
     with progress(console) as step:
         spec = spec_of(folder)
         step("reading the rows")
-        given = rows_of(calibration, spec, ignored) if calibration else None
+        given = rows_of(calibration, spec, ignored, attributes) if calibration else None
         options = replace(options, device=devices.device(device or spec.device or devices.CPU.name))
         if prover and given and options.device.provider == devices.CPU.provider:
             options = replace(options, proves=prover(spec, given))
-        return compiler.compile_model(spec, given, options, step), spec, given
+        found = compiler.compile_model(spec, given, options, step)
+    if given and (why := references.beside_compiled(spec, given)):
+        console.print(f"note: {why}", style="yellow", markup=False, highlight=False)
+    return found, spec, given
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +252,7 @@ def _shape(inputs: Inputs) -> tuple[tuple[int, ...], ...]:
 
 
 def inputs_of(value: bytes, spec: ModelSpec) -> Inputs | None:
-    """The inputs of a request, None where it is another model's or does not fit."""
+    """The inputs of a request and its sensitive features, None where it is another model's or does not fit."""
     if value[:1] == b"\0":
         value = framing.header(requests.NAME) + value[framing.CONFLUENT_BYTES :]
     try:
@@ -219,7 +264,11 @@ def inputs_of(value: bytes, spec: ModelSpec) -> Inputs | None:
     except BadRecord:
         return None
     fits = set(inputs) == {each.name for each in spec.inputs} and all(_fits(inputs[t.name], t) for t in spec.inputs)
-    return inputs if fits and len({len(each) for each in inputs.values()}) == 1 else None
+    if not fits or len({len(each) for each in inputs.values()}) != 1:
+        return None
+    told = {name: record["attributes"].get(name, "") for name in spec.sensitive_features}
+    n = rows.count([inputs])
+    return inputs | {rows.ATTRIBUTE + name: np.full(n, word, object) for name, word in told.items()}
 
 
 def _fits(array: npt.NDArray[Any], tensor: repository.TensorSpec) -> bool:
@@ -233,10 +282,16 @@ def _fits(array: npt.NDArray[Any], tensor: repository.TensorSpec) -> bool:
 
 
 def save(path: Path, found: Recorded) -> None:
-    """Writes an NPZ file that says that its rows come from a topic. Raises LraiError."""
+    """Writes an NPZ file that says that its rows come from a topic, attributes by their names. Raises LraiError."""
+    told = {
+        name.removeprefix(rows.ATTRIBUTE): array.astype(str)
+        for name, array in found.inputs.items()
+        if name.startswith(rows.ATTRIBUTE) and any(array)
+    }
+    arrays = told | rows.inputs_alone(found.inputs)
     aside = path.with_name(f".{path.name}.part.npz")
     try:
-        np.savez(aside, **found.inputs)  # type: ignore[arg-type]
+        np.savez(aside, **arrays)  # type: ignore[arg-type]
         with zipfile.ZipFile(aside, "a") as archive:
             archive.comment = FROM_TOPIC
         os.replace(aside, path)

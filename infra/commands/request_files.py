@@ -46,6 +46,13 @@ class Columns:
     subject: str | None = None
     attributes: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    welcome: tuple[str, ...] = ()
+    """attributes where they are there"""
+
+    def among(self, names: Sequence[str]) -> Columns:
+        """Those of a file that has these columns."""
+        there = [name for name in self.welcome if name in names and name not in (*self.named, *self.attributes)]
+        return replace(self, attributes=(*self.attributes, *there), welcome=())
 
     @property
     def named(self) -> list[str]:
@@ -90,6 +97,7 @@ def _csv(path: Path, inputs: Sequence[TensorSpec], columns: Columns) -> Iterator
         header = next(table, [])
         if not header:
             raise BadFile(f"{path}: is empty; its first line must name the columns")
+        columns = columns.among(header)
         fields = _fields(path, header, inputs, columns)
         for cells in table:
             if not cells:
@@ -123,6 +131,8 @@ def _fields(
         fix = "a model with several inputs takes a column of one value for each; use .jsonl or .npz for more"
         raise BadFile(f"{path}, line 1: no column for the inputs {_listing(missing)}; {fix}")
     width = inputs[0].width
+    if width is not None and len(names) < width:  # an attribute may be what the model looks at, too
+        names = [name for name in header if name in columns.attributes or name not in columns.named]
     if width is not None and width != len(names):
         fix = "name the other columns with --attribute, --subject-column or --ignore"
         raise BadFile(
@@ -241,6 +251,11 @@ def _npz(path: Path, inputs: Sequence[TensorSpec], columns: Columns) -> Iterator
         raise BadFile(
             f"{path}: is no NPZ of plain arrays ({err}); write it with numpy.savez(path, name=array)"
         ) from None
+    columns = columns.among(list(arrays))
+    attributes = {name: _npz_texts(path, arrays, name) for name in columns.attributes}
+    for name in attributes:
+        if name not in {each.name for each in inputs}:
+            del arrays[name]
     if len(inputs) == 1 and len(arrays) == 1:
         arrays = {inputs[0].name: next(iter(arrays.values()))}
     lengths = {name: array.shape[0] if array.ndim else -1 for name, array in arrays.items()}
@@ -252,7 +267,15 @@ def _npz(path: Path, inputs: Sequence[TensorSpec], columns: Columns) -> Iterator
             raise BadFile(f"{path}: holds {_listing(list(arrays))}; the model's inputs are {_listing(list(known))}")
     typed = {name: _typed(f"{path}: {name}", array, known.get(name)) for name, array in arrays.items()}
     for row in range(next(iter(lengths.values()))):
-        yield FileRequest(f"{path}, row {row}", {name: array[row : row + 1] for name, array in typed.items()})
+        told = {name: texts[row] for name, texts in attributes.items()}
+        yield FileRequest(f"{path}, row {row}", {name: array[row : row + 1] for name, array in typed.items()}, told)
+
+
+def _npz_texts(path: Path, arrays: dict[str, Array], name: str) -> list[str]:
+    """A word a row."""
+    if name not in arrays or arrays[name].ndim != 1:
+        raise BadFile(f"{path}: attribute {name!r} is no array of one value a row; it holds {_listing(list(arrays))}")
+    return [each.decode(errors="replace") if isinstance(each, bytes) else str(each) for each in arrays[name].tolist()]
 
 
 def _typed(where: str, array: Array, spec: TensorSpec | None) -> Array:

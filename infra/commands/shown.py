@@ -94,6 +94,9 @@ def status(console: Console, found: Status) -> None:
     for table in (lanes, actors):
         if table.row_count:
             console.print(table)
+    for each in found.frozen:
+        text = f"{each.model} {each.version} is FROZEN by {each.by}: {each.reason}"
+        console.print(f"{text}; look: lrai equity review {each.model}", style="red", markup=False, highlight=False)
     for problem in found.problems:
         console.print(problem, style="red", markup=False, highlight=False)
 

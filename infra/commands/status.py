@@ -10,9 +10,11 @@ from typing import Any
 import psycopg
 
 from audit import sql
+from infra.commands import live_state
 from schemas.errors import LraiError
 from streams import topics
-from streams.admin import Admin, Source, coalesce_sources, work_sources
+from streams.admin import Admin, Source, coalesce_sources, monitor_sources, work_sources
+from streams.control import FREEZE
 from streams.settings import Settings
 from workers import slot
 
@@ -45,10 +47,23 @@ class ActorStatus:
     last_error: str
 
 
+@dataclass(frozen=True, slots=True)
+class FrozenStatus:
+    """A freeze that holds. `at`: ms since the epoch."""
+
+    model: str
+    version: str
+    id: str | None
+    by: str
+    reason: str
+    at: int
+
+
 @dataclass(frozen=True)
 class Status:
     lanes: list[LaneStatus] = field(default_factory=list)
     actors: list[ActorStatus] = field(default_factory=list)
+    frozen: list[FrozenStatus] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
@@ -60,9 +75,15 @@ def status(settings: Settings, now: float) -> Status:
     found = Status(actors=actors(settings, now))
     try:
         found.lanes.extend(_lanes(settings, found.problems))
+        found.frozen.extend(_frozen(settings) if found.lanes else [])
     except LraiError as err:
         found.problems.append(str(err))
     return found
+
+
+def _frozen(settings: Settings) -> list[FrozenStatus]:
+    freezes = [each for each in live_state.read(settings).values() if each.kind == FREEZE]
+    return [FrozenStatus(each.model, each.version, each.id, each.by, each.reason, each.at) for each in freezes]
 
 
 def _lanes(settings: Settings, problems: list[str]) -> list[LaneStatus]:
@@ -70,7 +91,7 @@ def _lanes(settings: Settings, problems: list[str]) -> list[LaneStatus]:
     admin, prefix = Admin(settings), settings.prefix
     existing = admin.existing(KAFKA_S)
     releases = _releases(prefix, existing)
-    reads = [*coalesce_sources(settings), *work_sources(settings, releases)]
+    reads = [*coalesce_sources(settings), *work_sources(settings, releases), *monitor_sources(settings)]
     answers = [topics.results(prefix, each) for each in topics.PRIORITIES]
     audited = [topics.decisions(prefix), topics.deadletter(prefix)]
     names = [*(each.topic for each in reads), *answers, *audited]

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import getpass
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from confluent_kafka import Producer
 from rich.console import Console
 from rich.table import Table
 
+from infra.commands import live_state
+from infra.commands.live_state import user
 from infra.commands.options import Kafka, Models, Prefix, Version, group
-from infra.commands.reading import missing_topic
 from kernels import manifest as manifests
 from kernels.manifest import ORIGINAL, Manifest
 from kernels.repository import load_model
 from kernels.spec import ModelSpec
 from schemas.errors import BadSetting
-from streams import clients, topics
-from streams.admin import Admin, KafkaUnavailable
-from streams.control import VARIANT, Control, ControlState
+from streams.control import VARIANT, Control
 from streams.log import set_level
 from streams.settings import Settings, load
 
-KAFKA_S_MAX = 10.0
-TEXT_MAX = 1000
 app = group("Which compiled variant of a model answers.")
 Model = Annotated[str, typer.Argument(help="Name of the model.")]
 By = Annotated[str | None, typer.Option("--by", help="Who asks for it; the user of this shell without.")]
@@ -79,50 +73,13 @@ def show(
 
 def forced_now(settings: Settings, spec: ModelSpec) -> Control | None:
     """What lrai.control says. Raises BadSetting, KafkaUnavailable."""
-    _exists(settings)
-    state = ControlState(settings, f"{settings.prefix}-cli")
-    end_s = time.monotonic() + KAFKA_S_MAX
-
-    def waits() -> None:
-        if time.monotonic() > end_s:
-            raise KafkaUnavailable(f"lrai.control was not read within {KAFKA_S_MAX:.0f} s")
-
-    try:
-        state.to_the_end(waits)
-        return state.state.get(f"{VARIANT}/{spec.model}/{spec.version}")
-    finally:
-        state.close()
+    return live_state.read(settings).get(f"{VARIANT}/{spec.model}/{spec.version}")
 
 
 def change(settings: Settings, spec: ModelSpec, name: str | None, by: str | None, reason: str) -> None:
     """Writes the change and waits until Kafka has it. Raises BadSetting, KafkaUnavailable."""
-    topic = _exists(settings)
-    for option, text in (("--by", by), ("--reason", reason)):
-        if text and len(text) > TEXT_MAX:
-            raise BadSetting(f"{option} has {len(text)} characters; say it in {TEXT_MAX}")
-    now_ms = time.time_ns() // 1_000_000
-    record = Control(VARIANT, spec.model, spec.version, name, by or _user(), reason, now_ms)
-    producer = Producer({**clients.common(settings, f"{settings.prefix}-cli"), "enable.idempotence": True})
-    refused: list[str] = []
-    producer.produce(
-        topic, record.encode(), record.key, on_delivery=lambda err, _: refused.append(err.str()) if err else None
-    )
-    if producer.flush(KAFKA_S_MAX) or refused:
-        raise KafkaUnavailable(f"kafka did not take the change: {', '.join(refused) or 'no answer'}")
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user has no name
-        return "unknown"
-
-
-def _exists(settings: Settings) -> str:
-    topic = topics.control(settings.prefix)
-    if topic not in Admin(settings).existing():
-        raise missing_topic(settings, topic)
-    return topic
+    record = Control(VARIANT, spec.model, spec.version, name, by or user(), reason, live_state.now_ms())
+    live_state.write(settings, record)
 
 
 def table(spec: ModelSpec, forced: Control | None) -> Table:

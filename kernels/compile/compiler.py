@@ -18,16 +18,29 @@ import onnx
 import onnxruntime
 
 from kernels import devices, manifest
-from kernels.compile import candidates, halves, importing, judge, measure, mixed, pareto, proved, rows, runtime
+from kernels.compile import (
+    candidates,
+    equity,
+    halves,
+    importing,
+    judge,
+    measure,
+    mixed,
+    pareto,
+    proved,
+    rows,
+    runtime,
+)
 from kernels.compile.between import Between
 from kernels.compile.candidates import Candidate
+from kernels.compile.equity import Equity
 from kernels.compile.importing import Imported, Reason
 from kernels.compile.judge import AGREEMENT_MIN, Comparison, Refused
 from kernels.compile.net import Net
 from kernels.compile.rows import Rows
-from kernels.compile.runtime import LITERAL, NotCompiled, Tensors
+from kernels.compile.runtime import LITERAL, NotCompiled, Runner, Tensors
 from kernels.devices import CPU, Device
-from kernels.manifest import Calibration, Golden, Manifest, VariantError
+from kernels.manifest import Calibration, Disparity, Golden, Manifest, RunOptions, VariantError
 from kernels.session import KernelError, Session, best_rows
 from kernels.spec import ModelSpec
 
@@ -52,12 +65,14 @@ Progress = Callable[[str], None]
 @dataclass(frozen=True)
 class Options:
     """`agreement_min`: the share of decisions that a variant must keep; 0 takes any, for nets without training.
-    `proves`: whether a net is proved to be close enough to the original."""
+    `proves`: whether a net is proved to be close enough to the original; `disparity_max`: by how much the gap of two
+    groups may widen, 1 takes any."""
 
     agreement_min: float = AGREEMENT_MIN
     budget: float = 0.01  # of the outputs' root mean square: the error that the mixed widths may make
     proves: proved.Proves | None = None
     device: Device = CPU  # that the variants are for: they are judged and timed there
+    disparity_max: float = equity.DISPARITY_MAX
 
 
 @dataclass(frozen=True)
@@ -95,6 +110,7 @@ class _Written:
     session: Session
     error: VariantError
     external: tuple[str, ...] = ()
+    disparity: tuple[Disparity, ...] = ()
     seconds: measure.Seconds = field(default_factory=dict)
 
     @property
@@ -129,6 +145,7 @@ class _Compilation:
         self.answers = [self.original.run(batch) for batch in self.batches]
         self.note = self._beside_the_cpu()
         self.between = Between(spec, self.batches, self.answers, self.row_s, options.agreement_min)
+        self.equity = Equity(spec, found, self.original.run, self.row_s, options.disparity_max)
         self.written: list[_Written] = []
 
     def compiled(self) -> Compiled:
@@ -142,7 +159,7 @@ class _Compilation:
         self._log(kept)
         tried = [*kept, *(Tried(name, why) for name, why in self.refused.items())]
         notes = [f"opset {self.imported.opset}; {', '.join(self.imported.datatypes)}"]
-        notes += [each for each in (self.rows.cost, self.note) if each]
+        notes += [*(each for each in (self.rows.cost, self.note) if each), *self.equity.notes]
         return Compiled(self.aside, original, tuple(tried), tuple(self.reasons), tuple(notes))
 
     def _candidates(self, net: Net) -> Iterator[Candidate]:
@@ -158,9 +175,14 @@ class _Compilation:
         yield from candidates.stored(made)
         yield from candidates.static(made)
         yield from candidates.one_request(made)
-        yield from mixed.candidates(made, self.options.budget, self.progress)
-        if self.options.proves and (found := proved.candidate(made, self.options.proves, self.progress)):
-            yield found
+        yield from mixed.candidates(made, self.options.budget, self.progress, self._fair)
+        if proves := self.options.proves:
+            found = proved.candidate(made, lambda net: self._fair(net, RunOptions()) and proves(net), self.progress)
+            if found:
+                yield found
+
+    def _fair(self, net: Net, options: RunOptions) -> bool:
+        return self.equity.fair(Runner(net.model, options).run)
 
     def _beside_the_cpu(self) -> str:
         """How far the original is from itself on the CPU. Raises NotCompiled where that is too far."""
@@ -205,6 +227,8 @@ class _Compilation:
             if not candidate.requests_per_run:
                 within = max(self._within(candidate), _ROUNDINGS * candidate.rounding)
                 judge.batch_invariant(session, self.batches[0], self.few, within)
+            apart = self.equity.measured(lambda feed: rows.answered(session, feed, candidate.requests_per_run))
+            equity.check(apart)
             compared = self._compared(session, candidate)
             error = compared.error()
             judge.acceptable(error, self.options.agreement_min)
@@ -215,7 +239,7 @@ class _Compilation:
             shutil.rmtree(folder, ignore_errors=True)
             return
         kept = replace(candidate, net=Net(onnx.ModelProto()))  # it is in its file
-        self.written.append(_Written(kept, folder, spec, session, error, external))
+        self.written.append(_Written(kept, folder, spec, session, error, external, apart))
 
     def _compared(self, session: Session, candidate: Candidate) -> Comparison:
         found = Comparison(self.spec)
@@ -277,7 +301,8 @@ class _Compilation:
                             sum(rows.count([each]) for each in self.batches))  # fmt: skip
         folder = Path(self.spec.path).parent
         candidate = Candidate(manifest.ORIGINAL, manifest.ORIGINAL, "-", Net(onnx.ModelProto()))
-        itself = _Written(candidate, folder, self.spec, self.original, none, self.spec.external, original)
+        apart = self.equity.measured()
+        itself = _Written(candidate, folder, self.spec, self.original, none, self.spec.external, apart, original)
         record = self._manifest(itself, None)
         self.aside.mkdir(parents=True, exist_ok=True)
         record.write(self.aside / manifest.ORIGINAL_FILE)
@@ -303,7 +328,7 @@ class _Compilation:
             session=candidate.options, requests_per_run=candidate.requests_per_run, profile=found,
             file_bytes=_file_bytes(each.folder, each.external),
             memory_bytes=measure.memory_bytes(each.spec, candidate.options, feed, device),
-            error=each.error, layers=candidate.layers, golden=golden,
+            error=each.error, layers=candidate.layers, golden=golden, disparity=each.disparity,
         )  # fmt: skip
 
     def _golden(self, each: _Written) -> Golden:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -22,19 +22,25 @@ BYTES_MAX = 64 << 20  # of the rows on each side
 BATCH_BYTES_MAX = 1 << 20  # of the inputs of one run
 MADE_ROWS = 512
 _MADE_BYTES_MAX = 16 << 20
+ATTRIBUTED_ROWS_MAX = 16_384
+ATTRIBUTE = "attribute/"  # before the name of what is no input: object[rows] of texts, "" where not said
 _LENGTH = 32  # of a size that varies and has no buckets
 _SIGMAS = 3.0  # as far as made-up rows go from the mean that a scaler states
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows as groups of equal shapes, each an array a name, rows first. `cost`: what guessing them costs, if so."""
+    """Rows as groups of equal shapes, each an array a name, rows first. `cost`: what guessing them costs, if so.
+
+    `attributed`: rows of both halves with the attributes of the people they are about, where these are known.
+    """
 
     calibrate: list[Tensors]
     judge: list[Tensors]
     source: Literal["file", "ranges", "topic", "none"]
     sha256: str
     cost: str = ""
+    attributed: tuple[Tensors, ...] = ()
 
     @property
     def calibrate_rows(self) -> int:
@@ -56,14 +62,19 @@ def grouped(requests: Iterator[Tensors]) -> list[Tensors]:
 
 
 def given(groups: list[Tensors], spec: ModelSpec, where: str, source: Literal["file", "topic"]) -> Rows:
-    """Rows of a file, checked and split. `where` names it in messages. Raises NotCompiled."""
+    """Rows of a file, checked and split. `where` names it in messages. Raises NotCompiled.
+
+    A group may hold attributes, as `ATTRIBUTE` says, beside its inputs.
+    """
+    attributed = _attributed(groups) if any(name.startswith(ATTRIBUTE) for name in groups[0]) else ()
+    groups = [inputs_alone(each) for each in groups]
     _check(groups, spec, where)
     digest = hashlib.sha256()
     for group in groups:
         for name in sorted(group):
             digest.update(name.encode() + repr(group[name].shape).encode())
             digest.update(_bytes(group[name]))
-    return _split(groups, source, digest.hexdigest())
+    return replace(_split(groups, source, digest.hexdigest()), attributed=attributed)
 
 
 def made(spec: ModelSpec, net: Net | None) -> Rows:
@@ -115,6 +126,23 @@ def first(groups: Sequence[Tensors], rows: int) -> list[Tensors]:
     return taken
 
 
+def inputs_alone(group: Tensors) -> Tensors:
+    """Without the attributes."""
+    return {name: array for name, array in group.items() if not name.startswith(ATTRIBUTE)}
+
+
+def _attributed(groups: Sequence[Tensors]) -> tuple[Tensors, ...]:
+    """As many as are judged at most, in a fixed random order."""
+    rng = np.random.default_rng(1)
+    found = []
+    for group in groups:
+        one = sum(array[:1].nbytes for array in group.values())
+        most = max(1, min(ATTRIBUTED_ROWS_MAX, BYTES_MAX // max(one, 1)) // len(groups))
+        order = rng.permutation(count([group]))[:most]
+        found.append({name: array[order] for name, array in group.items()})
+    return tuple(found)
+
+
 def _check(groups: list[Tensors], spec: ModelSpec, where: str) -> None:
     rows = count(groups)
     if rows < ROWS_MIN:
@@ -147,9 +175,7 @@ def _check_array(array: Array, tensor: TensorSpec, spec: ModelSpec, where: str) 
             raise NotCompiled(f"{where}: {tensor.name!r} holds NaN or infinity in row {bad}; take the row out")
 
 
-def _split(
-    groups: list[Tensors], source: Literal["file", "ranges", "topic"], digest: str, cost: str = ""
-) -> Rows:
+def _split(groups: list[Tensors], source: Literal["file", "ranges", "topic"], digest: str, cost: str = "") -> Rows:
     """Every other row in a fixed random order, so that sorted files do no harm."""
     rng = np.random.default_rng(0)
     calibrate: list[Tensors] = []

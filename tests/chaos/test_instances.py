@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from audit.framed import Reading
 from audit.store import Store
-from audit.writing import StoreSink, nothing_more
+from audit.writing import Intake, StoreSink, nothing_more
 from streams import clients, topics
 from streams.loop import Lane, LaneLimits
 from streams.meters import LaneMeters
@@ -113,7 +114,8 @@ def writer(settings: Settings, key: bytes, stop: threading.Event) -> Lane:
     """A second audit writer that no group keeps from reading the same partitions."""
     ids = clients.LaneIds(f"{settings.prefix}-audit-by-mistake", f"{settings.prefix}-audit-by-mistake-0")
     names = [topics.decisions(settings.prefix), topics.deadletter(settings.prefix)]
-    sink = StoreSink(Store(settings.store, key), names[1], lambda: None)
+    intake = Intake(Reading(settings.prefix), str)
+    sink = StoreSink(Store(settings.store, key), intake, names[1], lambda: None)
     limits = LaneLimits(0.05, 200, 1024 * 1024)
     return Lane(
         "by-mistake", clients.consumer(settings, ids, limits.bytes_max), names, nothing_more, sink, limits,

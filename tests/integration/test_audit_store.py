@@ -108,7 +108,7 @@ def test_a_decision_comes_back_as_it_went_in(url: str, store: Store) -> None:
             "attributes": {"sex": "f", "age": "30"}, "subject_pseudonym": "s", "request_topic": TOPIC,
             "request_partition": 3, "request_offset": 7, "received_at": received, "answered_at": answered,
             "queue_s": 0.25, "execution_s": 0.125, "rows": 2, "batch_rows": 64, "worker": "work-m-1-standard-node-0",
-            "certificate": "c", "consent_id": "k", "purpose": "p",
+            "certificate": "c", "consent_id": "k", "purpose": "p", "frozen": None,
         }
     ]  # fmt: skip
 
@@ -297,7 +297,7 @@ def test_a_store_that_may_not_make_roles_is_migrated_all_the_same(own_postgres: 
 def test_migrating_in_many_processes_at_once_is_safe(store_url: str) -> None:
     with ProcessPoolExecutor(4, multiprocessing.get_context("spawn")) as pool:
         assert list(pool.map(migrate, [store_url] * 4)) == [None] * 4
-    assert fetch(store_url, "select version_num from audit.alembic_version") == [("0002",)]
+    assert fetch(store_url, "select version_num from audit.alembic_version") == [("0003",)]
 
 
 def test_an_unreachable_store_is_said_without_a_traceback() -> None:

@@ -10,7 +10,6 @@ import pytest
 from kernels.spec import TensorSpec
 from schemas import framing
 from schemas.results import FAILED
-from streams.window import Block
 from tests.samples import NOW_MS, encoded, request, spec, tensor
 from tests.stages import Ends, Identity, actor, coalesce, outputs, through
 from workers.answers import Answered, Home, Release, blocks, queue_s
@@ -86,7 +85,7 @@ def test_failed_requests_are_answered_with_their_error() -> None:
     requests = merged()
     failed = Answered.failed(requests, FAILED, "kernel_failed", "the model failed on this input: x")
     ends = Ends()
-    ends.add(blocks(LABELLED, RELEASE, [failed], HOME, NOW_MS * 1000))
+    ends.add(blocks(LABELLED, RELEASE, [failed], HOME, NOW_MS * 1000)[0])
     assert [ends.results[i][0]["status"] for i in range(3)] == ["FAILED"] * 3
     assert {ends.message(i) for i in range(3)} == {"the model failed on this input: x"}
     assert [ends.decisions[i][0]["batch_rows"] for i in range(3)] == [0, 0, 0]
@@ -98,7 +97,7 @@ def test_groups_that_ended_differently_share_one_decision_record() -> None:
     run = Fixed().run({"features": requests.tensors[0].values[1:]})
     ok = Answered(requests.take(~half), 0, run, None, np.full(2, 0.25), np.array([2, 2]))
     failed = Answered.failed(requests.take(half), FAILED, "kernel_failed", "bad")
-    found = blocks(LABELLED, RELEASE, [failed, ok], HOME, NOW_MS * 1000)
+    found, _ = blocks(LABELLED, RELEASE, [failed, ok], HOME, NOW_MS * 1000)
     assert [len(each.values) for each in found if each.topic == "t.decisions"] == [1]
     ends = Ends()
     ends.add(found)
@@ -108,8 +107,7 @@ def test_groups_that_ended_differently_share_one_decision_record() -> None:
 
 
 def test_nothing_answered_makes_nothing() -> None:
-    found: list[Block] = blocks(LABELLED, RELEASE, [], HOME, NOW_MS * 1000)
-    assert found == []
+    assert blocks(LABELLED, RELEASE, [], HOME, NOW_MS * 1000) == ([], None)
 
 
 @pytest.mark.parametrize("kind", ["<f4", ">f4", "<f8", "<i8", "u1", "?", "<f2", "<i2"])

@@ -100,6 +100,7 @@ _ROWS = st.builds(
     received_at_ms=st.integers(-62_135_596_800_000, 253_402_300_799_999),
     model=st.sampled_from(["m", "n"]),
     version=st.none() | st.just("2"),
+    frozen=st.none() | st.just("f"),
     status=st.integers(0, 3),
     error=st.none() | st.tuples(st.sampled_from(["", "code", "longer"]), st.text(max_size=3)),
     score=st.none() | st.floats(allow_nan=False),
@@ -126,7 +127,7 @@ def test_every_field_of_every_row_is_what_the_slow_way_gives(batches: list[list[
     assert len(found) == len(flat) == len(decisions)
     for row, source in zip(found, flat, strict=True):
         release, attributes = decisions.releases[row.pop("release_id") - 30], row.pop("attributes_id")
-        assert release == (source.model, source.version, source.variant, source.certificate)
+        assert release == (source.model, source.version, source.variant, source.certificate, source.frozen)
         assert (read_map(decisions.attribute_sets[attributes[0]]) if attributes else {}) == source.attributes
     assert found == expected(batches)
 
@@ -199,6 +200,12 @@ def test_the_id_of_attributes_is_the_keyed_hash() -> None:
 
 def test_keys_of_dictionary_entries_tell_null_from_empty() -> None:
     assert rows.dictionary_key(("m", None)) != rows.dictionary_key(("m", ""))
+
+
+def test_a_release_without_a_freeze_has_the_key_of_old_stores() -> None:
+    old = ("m", "1", "int8", None)
+    assert rows.dictionary_key((*old, None)) == rows.dictionary_key(old)
+    assert rows.dictionary_key((*old, "f")) != rows.dictionary_key(old)
 
 
 def test_ranges_of_a_worker_that_follow_each_other_become_one() -> None:

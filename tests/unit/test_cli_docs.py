@@ -12,8 +12,8 @@ from streams.settings import Settings
 ROOT = Path(__file__).parents[2]
 # how a code comes into an answer or a dead letter
 CODES = (
-    r'BadRecord\(\s*"(\w+)"', r'reject\(\s*\w+, "(\w+)"', r'(?:FAILED|EXPIRED), "(\w+)"', r'return "(\w+_rows)"',
-    r'code = "(\w+)"', r'code, fix = "(\w+)"',
+    r'BadRecord\(\s*"(\w+)"', r'reject\(\s*\w+, "(\w+)"', r'(?:FAILED|EXPIRED|REJECTED), "(\w+)"',
+    r'return "(\w+_rows)"', r'code = "(\w+)"', r'code, fix = "(\w+)"',
 )  # fmt: skip
 INNER = {"unknown_datatype"}  # raised for a client's own tensors; admission says wrong_datatype
 

@@ -119,7 +119,7 @@ def test_compiling_again_gives_the_same_files(models: Path, compiled: dict[str, 
     for name in set(before) & set(after):
         assert before[name].model_sha256 == after[name].model_sha256
     assert sorted(each.name for each in folder.iterdir()) == sorted(
-        ["model.onnx", "model.toml", "rows.json", "rows.npy", "trained.txt", "variants"]
+        ["model.onnx", "model.toml", "reference.json", "rows.json", "rows.npy", "trained.txt", "variants"]
     )
 
 

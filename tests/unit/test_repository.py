@@ -29,6 +29,11 @@ def relu(path: Path, shape: nets.Shape = ("rows", 3), out: nets.Shape | None = N
     nets.save(path, nodes, {"x": (FLOAT, shape)}, {"y": (FLOAT, out or shape)}, **changes)
 
 
+def narrow(path: Path) -> None:
+    """One number a row: a score, no decision."""
+    relu(path, shape=["rows", 1])
+
+
 def write(text: str, build: Callable[[Path], object] = relu) -> Callable[[Path], None]:
     """A model m/1 with this model.toml."""
 
@@ -100,6 +105,21 @@ def baked(path: Path) -> None:
     nets.save(path, nodes, {"x": (FLOAT, ["rows", 3])}, {"y": (FLOAT, ["rows", 3])}, [shape])
 
 
+SEX = "sensitive_features = ['sex']\n"
+FAIR = f"{SEX}threshold = 1.0\nfavourable = '1'\n"
+
+
+def versions(text: str, features: int = 3) -> Callable[[Path], None]:
+    """Version 2 of m/1, to which it falls back when frozen."""
+
+    def make(repository: Path) -> None:
+        relu(repository / "m/1/model.onnx")
+        relu(repository / "m/2/model.onnx", shape=["rows", features])
+        (repository / "m/2/model.toml").write_text(f"{FAIR}on_freeze = '1'\n{text}")
+
+    return make
+
+
 PROBLEMS: list[tuple[str, Callable[[Path], None], str, str]] = [
     ("no folder", lambda repository: repository.rmdir(), "no folder", "existing folder"),
     ("no models", lambda repository: None, "has no models", "model.onnx"),
@@ -152,6 +172,28 @@ PROBLEMS: list[tuple[str, Callable[[Path], None], str, str]] = [
     ("decision", write("decision = 'z'"), "decision is 'z', which is no output", "name one of y"),
     ("threshold", write("threshold = 0.5", nets.sequence), "no score to compare", "add score"),
     ("labels", write("labels = ['a', 'b']", nets.classifier), "labels names 2 classes, the graph has 3", "name 3"),
+    ("no features", write("disparity_limit = 0.1\nfavourable = '1'"), "without sensitive_features", "add sens"),
+    ("no favourable", write(f"groups_max = 9\n{SEX}"), "without favourable", "add favourable"),
+    ("limit", write("disparity_limit = 0.0"), "disparity_limit is 0.0", "greater than 0"),
+    ("limit", write("disparity_limit = 1.5"), "disparity_limit is 1.5", "less than or equal to 1"),
+    ("limit", write("disparity_limit = nan"), "disparity_limit is nan", "less than or equal to 1"),
+    ("threshold", write("threshold = nan"), "threshold is nan", "finite"),
+    ("reference group", write(f"{FAIR}reference_group = {{age = 'old'}}"), "reference_group names 'age'", "one of sex"),
+    ("reference group", write(f"{FAIR}reference_group = 'M'"), "reference_group is 'M'", "dictionary"),
+    ("intersection", write(f"{FAIR}intersections = [['sex', 'age']]"), "intersections names 'age'", "one of sex"),
+    ("intersection", write(f"{FAIR}intersections = [['sex', 'sex']]"), "['sex', 'sex'] where", "once"),
+    ("intersection", write(f"{FAIR}intersections = [['sex']]"), "['sex']", "at least 2"),
+    ("feature twice", write("sensitive_features = ['sex', 'sex']"), "'sex' more than once", "name it once"),
+    ("groups", write("groups_max = 1"), "groups_max is 1", "greater than or equal to 2"),
+    ("freeze on", write("freeze_on = 'always'"), "freeze_on is 'always'", "'established'"),
+    ("on freeze", write("on_freeze = 'v1'"), "on_freeze is 'v1'", "an earlier version"),
+    ("on missing", write("on_missing = 'drop'"), "on_missing is 'drop'", "'count'"),
+    ("fallback to itself", write(f"{FAIR}on_freeze = '1'"), "not earlier than 1", "an earlier version"),
+    ("fallback not there", write(f"{FAIR}on_freeze = '0'"), "on_freeze names version 0, which is not there", "earlier"),
+    ("fallback of other inputs", versions("", 4), "version 1, which has other inputs and outputs", "same requests"),
+    ("fallback with other buckets", versions("allow_nan = true"), "which has other allow_nan", "same requests"),
+    ("nothing decided", write("favourable = '1'", narrow), "nothing is decided", "add threshold"),
+    ("favourable of a threshold", write("threshold = 1.0\nfavourable = 'yes'"), "'yes', no label", "one of 0, 1"),
     ("favourable", write("labels = ['a', 'b', 'c']\nfavourable = 'd'"), "favourable is 'd'", "one of a, b, c"),
     ("threshold of three", write("labels = ['a', 'b', 'c']\nthreshold = 1"), "between two labels", "remove threshold"),
     (
@@ -305,3 +347,18 @@ def test_a_training_that_broke_off_starts_again(trained: Path) -> None:
     demo_models.train(trained, lambda *step: told.append(step))
     assert (trained / "iris/1/model.onnx").stat().st_size
     assert [name for name, _, _ in told] == [*demo_models.MODELS, ""]
+
+
+def test_what_is_said_of_groups(tmp_path: Path) -> None:
+    write("")(tmp_path)
+    plain = load_model(tmp_path, "m", "1")
+    assert (plain.disparity_limit, plain.groups_max, plain.on_missing, plain.fallback) == (0.05, 64, "count", None)
+    versions("risk_class = 'high'\nreference_group = { sex = 'M' }")(tmp_path)
+    found = load_repository(tmp_path)["m", "2"]
+    assert (found.reference_group, found.risk_class, found.on_missing) == ({"sex": "M"}, "high", "flag")
+    assert found.fallback is not None
+    assert (found.fallback.version, found.fallback.sha256) == ("1", plain.sha256)
+    assert pickle.loads(pickle.dumps(found)) == found
+    text = "sensitive_features = ['sex', 'age']\nthreshold = 1.0\nfavourable = '1'\nintersections = [['sex', 'age']]\n"
+    write(text + "reference_group = {'sex+age' = 'M+old'}")(tmp_path)
+    assert load_model(tmp_path, "m", "1").intersections == (("sex", "age"),)

@@ -1,0 +1,208 @@
+"""The monitor is killed, its tallies are aborted: it counts each committed one once, and freezes in time."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psycopg
+from onnx import TensorProto
+
+from infra.commands import live_state
+from schemas import framing
+from streams import topics
+from streams.control import FREEZE, UNFREEZE, Control
+from streams.settings import Settings
+from tests import nets
+from tests.chaos.checks import drained, quantiles
+from tests.chaos.harness import LONG, Client, Place, Reader, Running, Show, alone, over, until, up
+from tests.produced_tallies import Tallies, kept, read, sums
+
+KILLS = 50 if LONG else 10
+BACK_S_MAX = 10.0
+MODELS = ("steady", "other")
+WATCHED = """sensitive_features = ["sex"]
+labels = ["no", "yes"]
+favourable = "yes"
+freeze_on = "never"
+"""
+
+
+def watched(models: Path, name: str, text: str = WATCHED) -> None:
+    """A model with an owner who says what is watched."""
+    path = nets.mlp(models / name / "1" / "model.onnx")
+    path.with_name("model.toml").write_text(text)
+
+
+class Stream:
+    """Transactions of tallies, a third of them aborted, on a thread while it is entered."""
+
+    def __init__(self, place: Place) -> None:
+        self.tallies = Tallies(place.kafka, place.prefix)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.02):
+            records = self.tallies.some(MODELS, self.tallies.rng.randint(1, 5), time.time_ns() // 1_000_000)
+            self.tallies.transaction(records, abort=self.tallies.rng.random() < 1 / 3)
+
+    def __enter__(self) -> Tallies:
+        self._thread.start()
+        return self.tallies
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(60)
+        assert not self._thread.is_alive(), "the stream did not end"
+
+
+def kill(running: Running) -> None:
+    """The monitor itself, wherever it is in its work."""
+    for pid in running.children().values():
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_kills_lose_and_double_nothing(make_place: Callable[..., Place], show: Show) -> None:
+    place, rng, back = make_place(), random.Random(1), list[float]()
+    for name in MODELS:
+        watched(place.models, name)
+    with alone(place, "monitor", partitions=2) as running:
+        running.ready()
+        with Stream(place) as tallies:
+            for number in range(KILLS):
+                if number % 3:  # else while it starts
+                    until(lambda: len(running.named("ready")) > len(back), 40, running.tail)
+                until(over(rng.uniform(0, 1.0)), 5, "a moment")
+                killed, count = time.monotonic(), len(running.named("ready"))
+                kill(running)
+                if number % 3:
+                    until(lambda c=count: len(running.named("ready")) > c, 40, running.tail)
+                    back.append(time.monotonic() - killed)
+        until(lambda: sums(kept(place.kafka, place.prefix)) == tallies.counted, 30, lambda: differs(place, tallies))
+        assert running.stop() == 0, running.tail()
+    show(f"{KILLS} kills: {tallies.committed} tallies counted once, {tallies.aborted} aborted ones not; "
+         f"ready again after {max(back):.1f} s at most")  # fmt: skip
+
+
+def differs(place: Place, tallies: Tallies) -> str:
+    found = sums(kept(place.kafka, place.prefix))
+    return f"counted {found - tallies.counted} too much, {tallies.counted - found} too little"
+
+
+FREEZES = 20 if LONG else 4
+SCORED = """sensitive_features = ["sex"]
+score = { output = "score", index = 0 }
+threshold = 0.5
+labels = ["no", "yes"]
+favourable = "yes"
+"""
+RECOUNT = """select attributes ->> 'sex', count(*), count(*) filter (where decision = 'yes') from audit.decision
+    where model = %s and status = 'OK' group by 1"""
+
+
+def scored(models: Path, name: str, more: str = "") -> None:
+    """value float32[rows, 1] -> score: the request decides what is decided about it."""
+    net = nets.Builder()
+    net.node("Identity", "value", out="score")
+    shape = (TensorProto.FLOAT, ["rows", 1])
+    path = net.save(models / name / "1" / "model.onnx", {"value": shape}, {"score": shape})
+    path.with_name("model.toml").write_text(SCORED + more)
+
+
+class Unequal(Client):
+    """A stream of which women get the favourable decision in one of five, men in four of five."""
+
+    def __init__(self, place: Place, models: tuple[str, ...], rate: float) -> None:
+        super().__init__(place)
+        self.models, self.rate, self.rng = models, rate, random.Random(5)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        number = 0
+        while not self._stop.wait(1 / self.rate):
+            self._one(f"u{number}", self.models[number % len(self.models)])
+            number += 1
+        self.flush()
+
+    def _one(self, request_id: str, model: str) -> None:
+        sex = self.rng.choice(("F", "M", ""))
+        score = np.float32(self.rng.random() < {"F": 0.2, "M": 0.8, "": 0.5}[sex])
+        tensor = {"name": "value", "datatype": "FP32", "shape": [1, 1], "data": score.tobytes()}
+        record = {
+            "request_id": request_id, "model": model, "version": None, "inputs": [tensor], "deadline": None,
+            "subject": None, "attributes": {"sex": sex} if sex else {}, "consent_id": None, "purpose": None,
+            "parameters": {},
+        }  # fmt: skip
+        self.send("interactive", request_id, framing.encode("inference_request", record))
+
+    def __enter__(self) -> Unequal:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(60)
+        assert not self._thread.is_alive(), "the stream did not end"
+
+
+def freeze_of(place: Place, model: str) -> Control | None:
+    """The freeze that holds."""
+    found = read(place.kafka, topics.control(place.prefix)).get(f"freeze/{model}/1")
+    record = Control.decode(found) if found else None
+    return record if record and record.kind == FREEZE else None
+
+
+def test_freezes_in_time_and_counts_what_the_store_counts(make_place: Callable[..., Place], show: Show) -> None:
+    place, waited = make_place(), list[float]()
+    scored(place.models, "freezing")
+    scored(place.models, "counted", 'freeze_on = "never"\n')
+    settings = Settings(kafka=place.kafka, prefix=place.prefix)
+    with up(place) as running, Reader(place, ("interactive",)) as reader:
+        with Unequal(place, ("freezing", "freezing", "counted"), 300) as load:
+            for number in range(FREEZES):
+                control = until(lambda: freeze_of(place, "freezing"), 40, running.tail)
+                record = json.loads(control.evidence)
+                assert (record["epoch"], record["state"], control.by) == (number, "alarm", "monitor")
+                first = until(lambda c=control, r=record: refused(reader, r["at"] / 1000), 20, running.tail)
+                waited.append(first - record["at"] / 1000)
+                now_ms = live_state.now_ms()
+                live_state.write(
+                    settings, Control(UNFREEZE, "freezing", "1", None, "ann", "a test", now_ms, control.id)
+                )
+                monitor = next(pid for name, pid in running.children().items() if "monitor" in name)
+                if number == 0:
+                    os.kill(monitor, signal.SIGKILL)
+        drained(place, load, reader)
+        until(lambda: recounted(place) == counted(place), 20, lambda: f"{recounted(place)} {counted(place)}")
+        assert running.stop() == 0, running.tail()
+    show(f"from the last decision of the evidence to the first frozen answer: {quantiles(waited)}")
+
+
+def refused(reader: Reader, since: float) -> float | None:
+    """When the first answer came that the model is frozen, after a time."""
+    return next((each.at for each in reader.of("freezing", since) if each.code == "frozen"), None)
+
+
+def recounted(place: Place) -> Counter[tuple[str | None, str]]:
+    """By SQL over audit.decision."""
+    with psycopg.connect(place.store) as connection:
+        rows = connection.execute(RECOUNT, ["counted"]).fetchall()
+    return Counter(
+        {(sex, what): n for sex, *both in rows for what, n in zip(("decided", "favourable"), both, strict=True)}
+    )
+
+
+def counted(place: Place) -> Counter[tuple[str | None, str]]:
+    """By the monitor."""
+    found = sums({"counted/1": kept(place.kafka, place.prefix)["counted/1"]})
+    return Counter({(group, what): n for (_, _, group, what), n in found.items()})
