@@ -196,8 +196,8 @@ def _cells(each: Manifest) -> list[str]:
 
 def compile_folder(
     folder: Path, calibration: Path | None, ignored: Sequence[str], options: compiler.Options, console: Console,
-    prover: Callable[[ModelSpec, rows.Rows], Proves] | None = None, device: str | None = None,
-    attributes: Sequence[str] = (),
+    prover: Callable[[ModelSpec, rows.Rows], Proves] | None = None, attributes: Sequence[str] = (),
+    device: str | None = None,
 ) -> tuple[Compiled, ModelSpec, rows.Rows | None]:  # fmt: skip
     """Compiles a version of a model for a device (or its own, or the CPU). Raises LraiError.
 
