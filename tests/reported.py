@@ -47,7 +47,7 @@ class Stored:
 def fill(url: str, rows_a_week: int = 300, first: datetime = FIRST) -> Stored:
     """Fill a migrated store; the same numbers each time."""
     stored = Stored()
-    with Store(url, b"key") as store, psycopg.connect(url, autocommit=True) as connection:
+    with Store(url, b"key") as store, psycopg.connect(url) as connection:
         _settings(connection)
         for week in range(WEEKS):
             at = first + timedelta(weeks=week, hours=3)
@@ -105,8 +105,8 @@ def _decisions(
 
 
 def _labels(connection: psycopg.Connection, labels: list[tuple[str, str, int]]) -> None:
-    for request_id, outcome, offset in labels:
-        connection.execute(
+    with connection.cursor() as cursor:
+        cursor.executemany(
             """with stored as (
                 insert into audit.label (topic, partition, "offset", request_id, model, outcome, at, state)
                 values ('lrai.labels', 0, %(offset)s, %(id)s, %(model)s, %(outcome)s, now(), 'joined') returning id
@@ -114,7 +114,10 @@ def _labels(connection: psycopg.Connection, labels: list[tuple[str, str, int]]) 
             insert into audit.label_join (topic_id, request_partition, request_offset, received_at, label_id)
             select d.topic_id, d.request_partition, d.request_offset, d.received_at, stored.id
             from stored, audit.decision_row d where d.request_id = %(id)s""",
-            {"offset": offset, "id": request_id, "model": MODEL, "outcome": outcome},
+            [
+                {"offset": offset, "id": request_id, "model": MODEL, "outcome": outcome}
+                for request_id, outcome, offset in labels
+            ],
         )
 
 

@@ -58,12 +58,12 @@ def write(
     ) as text:  # opened first: whoever cannot write learns so at once
         try:
             with asking.Asking(url) as store:
-                models = store.models(model, period)
+                scope = store.scope(model, period)
                 shown = []
                 for number, each in enumerate(sections.SECTIONS, 1):
                     progress(each.title)
-                    shown.append(page.Shown.of(number, each, store.found(each.query, period, models)))
-            text.write(page.page(shown, period, models, datetime.now(UTC)))
+                    shown.append(page.Shown.of(number, each, store.found(each.query, scope)))
+            text.write(page.page(shown, scope, datetime.now(UTC)))
             text.close()
             os.chmod(text.name, 0o640)
             os.replace(text.name, target)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,9 +15,9 @@ from schemas.errors import BadSetting, LraiError, StoreUnavailable
 
 CONNECT_S = 5
 FOLDER = Path(__file__).parent / "sql"
-# buckets of a period: the first that gives few enough of them
-BUCKETS = (("minute", timedelta(hours=1)), ("hour", timedelta(hours=60)), ("day", timedelta(days=62)),
-           ("week", timedelta(weeks=60)))  # fmt: skip
+# units of a time axis, and up to which length: few enough of them, and enough to see something
+UNITS = (("second", timedelta(minutes=1)), ("minute", timedelta(hours=1)), ("hour", timedelta(hours=60)),
+         ("day", timedelta(days=62)), ("week", timedelta(weeks=60)))  # fmt: skip
 _MODELS = """
 select distinct r.model from audit.release r
 where exists (select from audit.model_setting s where s.model = r.model)
@@ -25,7 +25,7 @@ where exists (select from audit.model_setting s where s.model = r.model)
 order by 1
 """
 _ASKED = """
-select count(*), array_agg(distinct r.model order by r.model) from audit.decision_row d
+select array_agg(distinct r.model order by r.model), min(received_at), max(received_at) from audit.decision_row d
 join audit.release r on r.id = d.release_id and r.model = any(%(models)s)
 where d.received_at >= %(first)s and d.received_at < %(following)s
 """
@@ -43,18 +43,21 @@ class Period:
     first: datetime
     following: datetime
 
-    @property
-    def bucket(self) -> str:
-        """The unit of a time axis."""
-        length = self.following - self.first
-        return next((name for name, longest in BUCKETS if length <= longest), "month")
-
     def __str__(self) -> str:
         last = self.following - timedelta(microseconds=1)
         whole = not any(each.time() != datetime.min.time() for each in (self.first, self.following))
         pattern = "%Y-%m-%d" if whole else "%Y-%m-%d %H:%M:%S"
         end = last if whole else self.following
         return f"{self.first.strftime(pattern)} to {end.strftime(pattern)} UTC"
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What is asked for: models that have decisions in the period, and the unit of a time axis for them."""
+
+    period: Period
+    models: list[str]
+    bucket: str
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,15 @@ def period(first: str, last: str) -> Period:
     if found.first >= found.following:
         raise BadSetting(f"--from {first!r} is not before --to {last!r}: give a period")
     return found
+
+
+def unit(length: timedelta) -> str:
+    """Of a time axis.
+
+    >>> unit(timedelta(days=90))
+    'week'
+    """
+    return next((name for name, longest in UNITS if length <= longest), "month")
 
 
 def _moment(option: str, text: str) -> datetime:
@@ -122,28 +134,29 @@ class Asking:
     def __exit__(self, *_: object) -> None:
         self._connection.close()
 
-    def models(self, wanted: str | None, within: Period) -> list[str]:
-        """Those that answered in the period. Raises BadSetting (no such model), NothingToReport."""
+    def scope(self, wanted: str | None, within: Period) -> Scope:
+        """All models, or the one that is wanted. Raises BadSetting (no such model), NothingToReport."""
         known = [name for (name,) in self._ask(_MODELS, {}).rows]
         if wanted is not None and wanted not in known:
             listed = f"there are {', '.join(known)}" if known else "it holds none"
             raise BadSetting(f"--model {wanted!r}: the store knows no such model; {listed}")
         given = {"models": [wanted] if wanted else known, "first": within.first, "following": within.following}
-        ((count, found),) = self._ask(_ASKED, given).rows
-        if not count:
+        ((found, earliest, latest),) = self._ask(_ASKED, given).rows
+        if not found:
             who = f"model {wanted}" if wanted else "the store"
             raise NothingToReport(f"{who} has no decisions {self._span(within)}")
-        return list(found)
+        return Scope(within, found, unit(latest - earliest))
 
     def _span(self, within: Period) -> str:
         ((first, last),) = self._ask(_SPAN, {}).rows
         span = f"it holds those from {first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC" if first else "it is empty"
         return f"from {within}; of the store: {span}"
 
-    def found(self, name: str, within: Period, models: Sequence[str]) -> Found:
+    def found(self, name: str, scope: Scope) -> Found:
         """What a query of the folder gives."""
+        within = scope.period
         given = {
-            "first": within.first, "following": within.following, "bucket": within.bucket, "models": list(models),
+            "first": within.first, "following": within.following, "bucket": scope.bucket, "models": scope.models,
         }  # fmt: skip
         return self._ask(self._queries.get_template(f"{name}.sql").render(), given)
 

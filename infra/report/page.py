@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 import markupsafe
 
-from infra.report.asking import Found, Period
+from infra.report.asking import Found, Scope
 from infra.report.sections import Section
 
 TEXT_MAX = 2_000  # characters of a cell
@@ -56,12 +56,12 @@ def cell(name: str, value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3f}" if name.endswith(SHARES) else f"{value:.4g}"
     if isinstance(value, datetime):
-        return f"{value:%Y-%m-%d %H:%M}"
+        return f"{value:%Y-%m-%d\N{NO-BREAK SPACE}%H:%M}"
     text = str(value)
     return text if len(text) <= TEXT_MAX else text[:TEXT_MAX] + "…"
 
 
-def page(shown: Sequence[Shown], period: Period, models: Sequence[str], at: datetime) -> str:
+def page(shown: Sequence[Shown], scope: Scope, at: datetime) -> str:
     """The whole file. `at`: when it was made."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
@@ -69,4 +69,4 @@ def page(shown: Sequence[Shown], period: Period, models: Sequence[str], at: date
     )  # fmt: skip
     environment.globals.update(cell=cell, zip=zip)
     template = environment.get_template("page.html")
-    return template.render(shown=shown, period=period, models=models, at=at, smallest=SMALLEST)
+    return template.render(shown=shown, scope=scope, at=at, smallest=SMALLEST)

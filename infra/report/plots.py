@@ -7,6 +7,7 @@ import warnings
 import xml.etree.ElementTree as ElementTree
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
 from functools import partial
 from itertools import groupby, islice
 from typing import Any
@@ -24,6 +25,7 @@ GROUPS_MAX = 20  # of a panel by group
 LINES_MAX = 6  # of a panel over time
 LABEL_MAX = 28  # characters
 FOUR_FIFTHS = 0.8
+MARGIN = timedelta(hours=1)
 # colours that people of every colour vision tell apart: Okabe & Ito
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 GREY = "#666666"
@@ -125,6 +127,9 @@ def _lines(names: tuple[str, str, str], moment: str, rows: Rows, panel: Sequence
         axes.fill_between(times, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.plot(times, middle, color=colour, marker="o", markersize=2.5)
         ends.append((middle[-1], group, colour))
+    moments = {row[moment] for row in rows}
+    if len(moments) == 1:  # or the axis would show years
+        axes.set_xlim(min(moments) - MARGIN, max(moments) + MARGIN)
     axes.set_ylabel(names[0])
     axes.grid(axis="y", color="#e5e5e5", linewidth=0.5)
     dates: Any = matplotlib.dates  # its functions have no types

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import html.parser
 import math
 import re
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from types import ModuleType
 
 import jinja2
 import psycopg
@@ -22,7 +24,8 @@ from audit.sequential import wilson
 from audit.store import migrate
 from infra.commands.reporting import write
 from infra.parts import Parts
-from infra.report.asking import FOLDER, Asking, Found, NothingToReport, period
+from infra.report import asking, page
+from infra.report.asking import FOLDER, Asking, Found, NothingToReport, period, unit
 from infra.report.page import cell
 from infra.report.sections import SECTIONS
 from schemas.errors import BadSetting, LraiError, StoreUnavailable
@@ -42,8 +45,7 @@ class Reported:
 
     def answer(self, query: str) -> Found:
         with Asking(self.url) as store:
-            within = period(FIRST, LAST)
-            return store.found(query, within, store.models(None, within))
+            return store.found(query, store.scope(None, period(FIRST, LAST)))
 
 
 @dataclass
@@ -91,9 +93,9 @@ def report(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
         stored = reported.fill(url)
         write(url, FIRST, LAST, file, None, lambda _: None)
         text = file.read_text()
-        page = Page()
-        page.feed(text)
-        yield Reported(url, stored, text, page)
+        seen = Page()
+        seen.feed(text)
+        yield Reported(url, stored, text, seen)
 
 
 def test_every_statement_runs_as_printed_and_gives_what_is_shown(report: Reported) -> None:
@@ -277,9 +279,9 @@ def test_a_store_that_is_away_empty_or_closed_is_said(parts: Parts, report: Repo
 def test_an_attributes_reader_gets_the_same(report: Reported, tmp_path: Path) -> None:
     url = psycopg.conninfo.make_conninfo(report.url, options="-c role=lrai_attributes_reader")
     write(url, FIRST, LAST, tmp_path / "r.html", None, lambda _: None)
-    page = Page()
-    page.feed((tmp_path / "r.html").read_text())
-    assert page.cells == report.page.cells
+    seen = Page()
+    seen.feed((tmp_path / "r.html").read_text())
+    assert seen.cells == report.page.cells
 
 
 def test_the_command_names_the_file(report: Reported, tmp_path: Path) -> None:
@@ -305,9 +307,19 @@ def test_the_questions_of_the_document_have_answers(report: Reported) -> None:
 def test_a_period_ends_with_its_last_day() -> None:
     quarter = period(FIRST, LAST)
     assert quarter.following - quarter.first == timedelta(days=90)
-    assert quarter.bucket == "week"
     hour = period("2026-01-01T10:00:00+01:00", "2026-01-01T10:00:00+00:00")
-    assert (hour.following - hour.first, hour.bucket) == (timedelta(hours=1), "minute")
+    assert hour.following - hour.first == timedelta(hours=1)
     assert period("2026-01-01", "2026-01-01").following - quarter.first == timedelta(days=1)
 
 
+
+
+def test_the_unit_of_time_shows_something_and_not_too_much() -> None:
+    hours = (0.005, 0.9, 40, 60 * 24, 90 * 24, 730 * 24)
+    assert [unit(timedelta(hours=each)) for each in hours] == ["second", "minute", "hour", "day", "week", "month"]
+
+
+@pytest.mark.parametrize("module", [asking, page])
+def test_examples_are_true(module: ModuleType) -> None:
+    found = doctest.testmod(module)
+    assert found.attempted and not found.failed
