@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 REAL := $(wildcard tests/integration tests/acceptance tests/chaos)
 
-.PHONY: install demo test lint bench bench-kernels bench-peers clean
+.PHONY: install demo test lint bench bench-kernels bench-peers gpu clean
 
 install: $(STAMP)
 
@@ -37,6 +37,16 @@ bench-kernels: install
 bench-peers: install
 	$(BIN)/python -m tests.bench.peers
 	$(BIN)/python -m tests.bench.kernel_peers --document
+
+# on a machine with a GPU; its runtime owns the same module as the one for the CPU, hence an environment of its own
+DEVICE ?= cuda
+EXTRA ?= $(if $(filter openvino%,$(DEVICE)),openvino,gpu)
+gpu:
+	$(PYTHON) -m venv .venv-$(EXTRA)
+	.venv-$(EXTRA)/bin/pip install --progress-bar on --disable-pip-version-check -c constraints.txt \
+	  -e '.[$(EXTRA),embedded,demo,report,test]' nvidia-ml-py
+	.venv-$(EXTRA)/bin/python -m pytest tests/gpu --device $(DEVICE)
+	.venv-$(EXTRA)/bin/python -m tests.bench.gpu --device $(DEVICE) --document
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

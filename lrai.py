@@ -20,6 +20,7 @@ import typer
 from confluent_kafka import KafkaException
 
 from infra.commands import (
+    compilation,
     complaints,
     equity,
     label_files,
@@ -34,7 +35,7 @@ from infra.commands import (
 )
 from infra.commands import status as states
 from infra.commands import variants as variant_commands
-from infra.commands.options import AsJson, Kafka, Models, Prefix, Store, Version, errors, group, out
+from infra.commands.options import AsJson, Device, Kafka, Models, Prefix, Store, Version, errors, group, out
 from kernels import repository
 from kernels.spec import ModelSpec
 from schemas.errors import BadSetting, LraiError
@@ -61,6 +62,7 @@ app.command("label")(label_files.label)
 app.add_typer(reporting.app, name="report")
 app.command("reference")(references.make_reference)
 app.command("verify")(proving.verify)
+app.command("compile")(compilation.compile_)
 app.add_typer(proving.certificate_app, name="certificate")
 
 
@@ -81,10 +83,12 @@ Model = Annotated[str, typer.Option("--model", help="Name of the model.")]
 @app.command()
 def up(
     models: Models = None, kafka: Kafka = None, store: Store = None, slot: Slot = None, prefix: Prefix = None,
-    leave: Leave = False,
+    device: Device = None, leave: Leave = False,
 ) -> None:  # fmt: skip
     """The whole pipeline on this machine, supervised. Prints `lrai ready` when every part is."""
-    settings, specs = _checked(models=models, kafka=kafka, store=store, slot=slot, prefix=prefix, leave=leave or None)
+    settings, specs = _checked(
+        models=models, kafka=kafka, store=store, slot=slot, prefix=prefix, device=device, leave=leave or None
+    )
 
     def children(key: bytes) -> list[ChildSpec]:
         from workers import pipeline
@@ -116,11 +120,11 @@ def run_coalesce(
 
 @run_app.command("work")
 def run_work(
-    model: Model, version: Version = None,
+    model: Model, version: Version = None, device: Device = None,
     models: Models = None, kafka: Kafka = None, slot: Slot = None, prefix: Prefix = None, leave: Leave = False,
 ) -> None:  # fmt: skip
     """The actor of one model: runs its batches, answers."""
-    settings, specs = _checked(models=models, kafka=kafka, slot=slot, prefix=prefix, leave=leave or None)
+    settings, specs = _checked(models=models, kafka=kafka, slot=slot, prefix=prefix, device=device, leave=leave or None)
     spec = _chosen(specs, model, version)
 
     def children(key: bytes) -> list[ChildSpec]:
@@ -194,6 +198,10 @@ def _start(
 
     set_level(settings.log_level)
     pipeline.check(settings)
+    if any(each.pinned for each in pipeline.check_devices(settings, specs if "work" in roles else [])):
+        from infra import gpus
+
+        gpus.watch()  # the supervisor's metrics are the host's
     found = children(pipeline.pseudonym_key(settings))
     with errors.status("preparing") as shown_status:
 
@@ -271,49 +279,18 @@ def status(as_json: AsJson = False, kafka: Kafka = None, store: Store = None, pr
 
 
 @models_app.command("check")
-def models_check(directory: Annotated[Path, typer.Argument(help="The model repository.")]) -> None:
+def models_check(
+    directory: Annotated[Path, typer.Argument(help="The model repository.")], device: Device = None
+) -> None:
     """Every problem of a model repository at once, each with its fix."""
     with errors.status("loading and running each model on zeros"):
-        problems = repository.check(directory)
+        problems = repository.check(directory, load(device=device).device)
     for problem in problems:
         print(problem)
     if problems:
         raise LraiError(f"{len(problems)} problem(s) in {directory}")
     specs = repository.load_repository(directory)
     shown.models(out, list(specs.values()))
-
-
-@app.command("compile")
-def compile_(
-    folder: Annotated[Path, typer.Argument(help="MODELS/<model>/<version>.")],
-    calibration: Annotated[
-        Path | None, typer.Option("--calibration", help="Rows as the model gets them: CSV, JSONL, NPZ or NPY.")
-    ] = None,
-    ignore: Annotated[list[str] | None, typer.Option(help="CSV: a column to leave out; repeat it.")] = None,
-    agreement_min: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of decisions that a variant keeps; 0 takes any.")
-    ] = 0.99,
-    budget: Annotated[float, typer.Option(min=0, help="Error of mixed bit widths, as a share of the outputs.")] = 0.01,
-    certify_s: Annotated[float, typer.Option(min=0, help="Seconds for certificates of what is kept; 0: none.")] = 30.0,
-    attribute: Annotated[
-        list[str] | None, typer.Option(help="Of the rows: whose groups a variant must treat alike; repeat it.")
-    ] = None,
-    disparity_max: Annotated[
-        float, typer.Option(min=0, max=1, help="By how much a gap between groups may widen; 1 takes any.")
-    ] = 0.01,
-) -> None:  # fmt: skip
-    """Makes smaller and faster variants of a model, and keeps those worth having beside it."""
-    from infra.commands import certification, compiling  # onnx and the runtime: nothing that other commands need
-    from kernels.compile.compiler import Options
-
-    options = Options(agreement_min, budget, disparity_max=disparity_max)
-    prover = certification.prover(certify_s)
-    found, spec, rows = compiling.compile_folder(
-        folder, calibration, ignore or [], options, errors, prover, attribute or []
-    )
-    with compiling.progress(errors) as step:
-        certified = certification.certify(spec, found.kept, rows, certify_s, step)
-    compiling.show(out, found, spec, certified.shown, certified.notes)
 
 
 @app.command()

@@ -132,10 +132,14 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Golden:
-    """golden.npz: arrays `input/<name>` and `output/<name>`, the answers of the variant where it was compiled."""
+    """golden.npz: arrays `input/<name>` and `output/<name>`, the answers of the variant where it was compiled.
+
+    `within`: how far an actor's may be away, as a share of the largest number of an output; 0 is bit for bit.
+    """
 
     file: str = GOLDEN
     rows: int = 0
+    within: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,22 +32,28 @@ def load_repository(directory: Path) -> Specs:
     return specs
 
 
-def check(directory: Path) -> list[Problem]:
-    """Every problem of the repository; a model that reads well is loaded and run on zeros as well."""
-    from kernels.loading import load_variant  # only here: reading needs no runtime
+def check(directory: Path, otherwise: str = "cpu") -> list[Problem]:
+    """Every problem of the repository; a model that reads well is loaded and run on zeros as well.
+
+    `otherwise`: the device of models that name none.
+    """
+    from kernels import devices  # only here: reading needs no runtime
+    from kernels.loading import load_variant
     from kernels.session import KernelError, Session
 
     specs, problems = _read(Path(directory))
     for spec in specs.values():
         try:
-            Session(spec).warm()
+            device = devices.device(spec.device or otherwise)
+            Session(spec, device=device).warm()
         except KernelError as err:
             fix = "export it with operators of ONNX Runtime, for any number of rows"
+            fix = "or name another device" if isinstance(err, devices.NoDevice) else fix
             problems.append(Problem(spec.path, f"the runtime refuses it: {err}", fix))
             continue
         for variant in spec.variants:
             try:
-                load_variant(spec, variant, 1)
+                load_variant(spec, variant, 1, device=device)
             except KernelError as err:
                 fix = "until then the original serves; or name it in variants.never"
                 problems.append(Problem(spec.of(variant).path, f"the variant is refused: {err}", fix))
@@ -129,7 +135,7 @@ def _read_model(folder: Path) -> tuple[ModelSpec | None, list[Problem]]:
         sensitive_features=tuple(stated.sensitive_features), slo_p95_ms=stated.slo_p95_ms,
         prefer=tuple(stated.variants.prefer), under_load=tuple(stated.variants.under_load),
         require_certificate=stated.require_certificate or ("proved" if stated.risk_class == "high" else "statistical"),
-        coverage_min=stated.coverage_min, epsilon_max=stated.epsilon_max,
+        coverage_min=stated.coverage_min, epsilon_max=stated.epsilon_max, device=stated.device,
         risk_class=stated.risk_class, disparity_limit=stated.disparity_limit, reference_group=stated.reference_group,
         intersections=tuple(map(tuple, stated.intersections)), groups_max=stated.groups_max,
         freeze_on=stated.freeze_on, on_freeze=stated.on_freeze,

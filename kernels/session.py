@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import itertools
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,16 +15,17 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from kernels import devices
+from kernels.binding import Batches
+from kernels.devices import Device, NoDevice
+from kernels.devices import KernelError as KernelError
 from kernels.manifest import RunOptions
 from kernels.spec import ModelSpec, TensorSpec
-from schemas.errors import LraiError
 from schemas.tensors import DTYPES, FLOATS
 
 Tensors = dict[str, npt.NDArray[Any]]
 
 DEFAULT = RunOptions()
-CPU = "CPUExecutionProvider"
-GPU = frozenset(f"{name}ExecutionProvider" for name in ("CUDA", "Tensorrt", "NvTensorRTRTX", "ROCM", "MIGraphX"))
 _LEVELS = {"disabled": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "extended": "ORT_ENABLE_EXTENDED",
            "all": "ORT_ENABLE_ALL"}  # fmt: skip
 _SEVERITY_FATAL = 4  # errors are raised, and reported by who catches them
@@ -33,10 +36,6 @@ _PROFILE_CALLS = 64  # timed together, on different rows: one row again and agai
 _SLOW_S = 0.05  # a model whose single row takes longer is tried at few sizes
 _SLOW_ROWS_MAX = 4
 _NEAR_BEST = 0.95
-
-
-class KernelError(LraiError):
-    """The runtime could not load or run the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,26 +50,35 @@ class Session:
     """A loaded model. `run` may be called from several threads."""
 
     def __init__(
-        self, spec: ModelSpec, threads: int = 1, options: RunOptions = DEFAULT, provider: str = CPU,
-        provider_options: dict[str, str] | None = None,
-    ) -> None:  # fmt: skip
-        """Loads the model with `threads` threads a run. Raises KernelError, also when the provider is not there."""
-        self.spec = spec
-        self.on_gpu = provider in GPU
-        if provider not in (there := onnxruntime.get_available_providers()):
-            raise KernelError(f"the runtime has no {provider}, only {', '.join(there)}; install the one that has")
+        self, spec: ModelSpec, threads: int = 1, options: RunOptions = DEFAULT, device: Device = devices.CPU
+    ) -> None:
+        """Loads the model with `threads` threads a run. Raises KernelError, NoDevice where it would run elsewhere."""
+        self.spec, self.device = spec, device
+        if device.provider not in (there := onnxruntime.get_available_providers()):
+            raise NoDevice(f"the runtime has no {device.provider}, only {', '.join(there)}; install {device.package}")
+        elsewhere = device.provider != devices.CPU.provider
+        if elsewhere:
+            with redirect_stdout(sys.stderr):  # where it says what is missing
+                onnxruntime.preload_dlls()  # those of pip packages; the system's need no help
         try:
+            how = _options(spec, threads, options, elsewhere)
             self._session = onnxruntime.InferenceSession(
-                _model(spec), _options(spec, threads, options), [provider], [provider_options or {}],
-                disabled_optimizers=set(options.disabled_optimizers),
+                _model(spec), how, device.providers(threads), disabled_optimizers=set(options.disabled_optimizers),
+                enable_fallback=0,
             )  # fmt: skip
         except Exception as err:  # the runtime's own errors share no base class
-            raise KernelError(_short(err)) from None
+            needs = f"; {device.name} needs {device.package}" if elsewhere else ""
+            raise KernelError(_short(err) + needs) from None
         gc.collect()  # the bytes of a graph whose ZipMap was taken out
-        if (providers := self._session.get_providers())[0] != provider:
-            raise KernelError(f"the runtime fell back to {', '.join(providers)} from {provider}")
+        devices.check_provider(device, self._session.get_providers())
+        if elsewhere:
+            parts = self._session.get_provider_graph_assignment_info()
+            nodes = [(part.ep_name, node.op_type) for part in parts for node in part.get_nodes()]
+            devices.check_placement(device, nodes)
         self._outputs = [each.name for each in spec.outputs]
         self._strings = frozenset(each.name for each in spec.inputs if each.datatype == "BYTES")
+        words = self._strings or any(each.datatype == "BYTES" for each in spec.outputs)
+        self.batches = Batches(self._session, self._outputs) if device.pinned and not words else None
 
     def run(self, inputs: Tensors) -> Tensors:
         """The outputs by name, rows first, as many as the inputs have.
@@ -144,7 +152,7 @@ class Session:
 
     def _run(self, inputs: Tensors, rows: int) -> Tensors:
         try:
-            values = self._session.run(self._outputs, inputs)
+            values = self.batches.run(inputs) if self.batches else self._session.run(self._outputs, inputs)
         except Exception as err:  # the runtime's own errors share no base class
             raise KernelError(_short(err)) from None
         for name, value in zip(self._outputs, values, strict=True):
@@ -172,7 +180,7 @@ def _model(spec: ModelSpec) -> str | bytes:
     return without_zipmap(spec.path)
 
 
-def _options(spec: ModelSpec, threads: int, run: RunOptions) -> onnxruntime.SessionOptions:
+def _options(spec: ModelSpec, threads: int, run: RunOptions, elsewhere: bool) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     level = _LEVELS[run.graph_optimization_level]
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
@@ -183,7 +191,8 @@ def _options(spec: ModelSpec, threads: int, run: RunOptions) -> onnxruntime.Sess
     # the runtime keeps a memory pattern for each shape that it ever saw
     varies = spec.rows_fixed is None or any(each.varying for each in spec.inputs)
     options.enable_mem_pattern = not varies
-    for key, value in {"session.intra_op.allow_spinning": "0", **run.config}.items():
+    placement = {"session.record_ep_graph_assignment_info": "1"} if elsewhere else {}
+    for key, value in {"session.intra_op.allow_spinning": "0", **placement, **run.config}.items():
         options.add_session_config_entry(key, value)
     return options
 

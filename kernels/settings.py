@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
-from kernels.spec import Problem
+from kernels.spec import DEVICE, Problem
 
 ROWS_MAX = 65_536  # of one request; the bound of every run
 Rows = Annotated[int, Field(ge=1, le=ROWS_MAX)]
@@ -74,6 +74,7 @@ class ModelSettings(BaseModel):
     require_certificate: Literal["proved", "statistical", "none"] | None = None
     coverage_min: Annotated[float, Field(ge=0, le=1)] = 0.0
     epsilon_max: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
+    device: Annotated[str, Field(pattern=DEVICE)] | None = None
 
     @field_validator("buckets")
     @classmethod

@@ -7,6 +7,8 @@ from pathlib import PurePath
 
 from schemas.tensors import FLOATS
 
+DEVICE = r"^(cpu|((cuda|tensorrt)(:[0-9]{1,3})?)|(openvino(:[A-Za-z0-9_.,:-]{1,100})?))$"
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
@@ -89,6 +91,7 @@ class ModelSpec:
     require_certificate: str = "statistical"  # of a variant; or "proved" or "none"
     coverage_min: float = 0.0  # the share of held-out rows in its region
     epsilon_max: float = 0.01  # how far it may be from the original
+    device: str | None = None  # that its actors run on, the setting's without: see kernels/devices.py
 
     def of(self, variant: VariantSpec) -> ModelSpec:
         """The same model, answered by this variant."""

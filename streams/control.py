@@ -62,7 +62,8 @@ class ControlState:
     def __init__(self, settings: Settings, client_id: str) -> None:
         self.state: dict[str, Control] = {}
         own = {"group.id": client_id, "enable.auto.commit": False, "enable.partition.eof": True,
-               "isolation.level": "read_committed", "auto.offset.reset": "earliest", "fetch.wait.max.ms": 50}  # fmt: skip
+               "isolation.level": "read_committed", "auto.offset.reset": "earliest",
+               "fetch.wait.max.ms": 50}  # fmt: skip
         self._consumer = Consumer({**clients.common(settings, client_id), **own})  # the group is named, never joined
         self._consumer.assign([TopicPartition(topics.control(settings.prefix), 0, OFFSET_BEGINNING)])
         self._at_end = False

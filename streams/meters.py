@@ -30,6 +30,8 @@ OUTSIDE = Counter("lrai_outside_region_requests_total", "requests outside of a v
 LATENCY_S = Histogram("lrai_latency_seconds", "from append to answer", ["lane", "model"], buckets=SECONDS)
 OBJECTIVE_S = Gauge("lrai_latency_objective_seconds", "slo_p95_ms of the model", ["model", "version"])
 RESTARTS = Counter("lrai_restarts_total", "processes restarted", ["child"])
+GPU_BUSY = Gauge("lrai_gpu_utilisation_ratio", "share of the last sample in which a kernel ran", ["gpu"])
+GPU_BYTES = Gauge("lrai_gpu_memory_bytes", "memory of the GPU that is taken", ["gpu"])
 AUDIT_DELAY = Gauge("lrai_audit_delay_seconds", "age of the newest decision when its row was committed")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from kernels.spec import DEVICE
 from schemas.errors import BadSetting
 from streams.topics import PRIORITIES
 
@@ -61,6 +62,7 @@ class Settings(BaseSettings):
     audit_writers: int = Field(1, ge=1, le=64)
     coalescers: int = Field(1, ge=1, le=64, description="processes a priority")
     threads: int = Field(1, ge=1, le=256, description="of a kernel run")
+    device: str = Field("cpu", pattern=DEVICE, description="of actors whose model.toml names none")
     runs: int = Field(0, ge=0, le=256, description="kernel runs at once in an actor; 0 is as many as cores for them")
     fairness_alpha: float = Field(0.01, gt=0, lt=1, description="of a release: how likely it is ever frozen falsely")
     fairness_every_ms: int = Field(1000, ge=0, description="between two records of a test whose state is the same")

@@ -13,8 +13,9 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from kernels import manifest as manifests
+from kernels.devices import CPU
 from kernels.manifest import BatchProfile, Calibration, Golden, Manifest, RunOptions, VariantError
-from kernels.session import CPU, Session
+from kernels.session import Session
 from kernels.spec import ModelSpec, VariantSpec
 
 GOLDEN_ROWS = 5
@@ -78,7 +79,7 @@ def describe(spec: ModelSpec, folder: Path, **stated: Any) -> Manifest:
     found: dict[str, Any] = {
         "kind": "int8", "bits": "w8a8", "original_sha256": spec.sha256,
         "model_sha256": manifests.sha256(folder, ["model.onnx"]), "calibration": Calibration(), "compiler": "by hand",
-        "runtime": onnxruntime.__version__, "cpu_features": (), "provider": CPU, "provider_options": {},
+        "runtime": onnxruntime.__version__, "cpu_features": (), "provider": CPU.provider, "provider_options": {},
         "session": RunOptions(), "requests_per_run": 0, "profile": PROFILE,
         "file_bytes": (folder / "model.onnx").stat().st_size, "memory_bytes": 1_000_000,
         "error": VariantError(0.02, 0.01, 0.99, 100), "golden": Golden(rows=GOLDEN_ROWS),

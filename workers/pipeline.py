@@ -13,6 +13,8 @@ from confluent_kafka import KafkaException, Producer
 from psycopg.conninfo import conninfo_to_dict
 
 from audit.store import migrate
+from kernels import devices
+from kernels.devices import Device
 from kernels.spec import ModelSpec
 from schemas.errors import BadSetting
 from streams import clients, topics
@@ -52,6 +54,11 @@ def check(settings: Settings) -> None:
         settings.state.mkdir(parents=True, exist_ok=True)
     except OSError as err:
         raise BadSetting(f"state = {str(settings.state)!r}: {err.strerror}; name a folder of your own") from err
+
+
+def check_devices(settings: Settings, specs: Sequence[ModelSpec]) -> list[Device]:
+    """What the actors of these models run on. Raises NoDevice where this runtime does not have it."""
+    return [devices.device(each) for each in sorted({spec.device or settings.device for spec in specs})]
 
 
 def prepare(

@@ -19,7 +19,7 @@ from audit.framed import Reading
 from audit.labelling import Labelling
 from audit.store import Store
 from audit.writing import Intake, StoreSink, nothing_more
-from kernels import reference
+from kernels import devices, reference
 from kernels.loading import InMemory, load_all, load_original
 from kernels.manifest import ORIGINAL
 from kernels.session import KernelError
@@ -118,7 +118,11 @@ def stand_in(
 
 def _loaded(settings: Settings, spec: ModelSpec, slot: Slot, beat: Callable[[], object]) -> dict[str, Loaded]:
     """The original and every variant that may answer and is not refused. Raises KernelError."""
-    found, refused = load_all(spec, settings.threads, settings.state / "profiles", slot.path)
+    device = devices.device(spec.device or settings.device, settings.state / "engines")
+    found, refused = load_all(spec, settings.threads, settings.state / "profiles", slot.path, device)
+    if device.pinned:
+        pinned = found[0].session.batches is not None and found[0].session.batches.pinned
+        log("info", "the model is on a GPU", model=spec.path, device=device.name, pinned=pinned)
     for name, why in refused.items():
         meters.REFUSED.labels(spec.model, spec.version, name).inc()
         log("error", "a variant is refused; the original serves", model=spec.path, variant=name, error=why)
@@ -134,7 +138,7 @@ def _in_actor(settings: Settings, spec: ModelSpec, each: InMemory, beat: Callabl
     return Loaded(
         Release(spec.model, spec.version, each.name, each.admission.certificate), each.session,
         IsolatedKernel(each.how, beat, min(RUN_S_MAX, settings.hang_s)), min(each.rows, settings.run_rows_max),
-        each.row_s, each.alone, each.admission.region, each.session.on_gpu,
+        each.row_s, each.alone, each.admission.region, each.session.device.gpu,
     )  # fmt: skip
 
 
@@ -142,8 +146,9 @@ def _fallback(settings: Settings, spec: ModelSpec, beat: Callable[[], object]) -
     """The original of the version that answers while this one is frozen; without it, requests are rejected then."""
     if spec.fallback is None:
         return None
+    device = devices.device(spec.fallback.device or settings.device, settings.state / "engines")
     try:
-        found = load_original(spec.fallback, settings.threads, settings.state / "profiles")
+        found = load_original(spec.fallback, settings.threads, settings.state / "profiles", device)
     except KernelError as err:
         log("error", "the fallback cannot be loaded; a freeze rejects", model=spec.fallback.path, error=str(err))
         return None

@@ -22,7 +22,7 @@ from rich.text import Text
 from infra.commands import references, request_files
 from infra.commands.reading import Reader
 from infra.commands.request_files import BadFile
-from kernels import repository
+from kernels import devices, repository
 from kernels.compile import compiler, ensemble, equity, rows
 from kernels.compile.compiler import Compiled
 from kernels.compile.proved import Proves
@@ -197,15 +197,20 @@ def _cells(each: Manifest) -> list[str]:
 def compile_folder(
     folder: Path, calibration: Path | None, ignored: Sequence[str], options: compiler.Options, console: Console,
     prover: Callable[[ModelSpec, rows.Rows], Proves] | None = None, attributes: Sequence[str] = (),
+    device: str | None = None,
 ) -> tuple[Compiled, ModelSpec, rows.Rows | None]:  # fmt: skip
-    """Compiles a version of a model; with a prover, widths are searched by proof, too. Raises LraiError."""
+    """Compiles a version of a model for a device (or its own, or the CPU). Raises LraiError.
+
+    With a prover, widths are searched by proof, too: on the CPU, whose arithmetic is what it knows.
+    """
     if attributes and not calibration:
         raise BadSetting(f"--attribute {attributes[0]}: there are no rows; give --calibration FILE")
     with progress(console) as step:
         spec = spec_of(folder)
         step("reading the rows")
         given = rows_of(calibration, spec, ignored, attributes) if calibration else None
-        if prover and given:
+        options = replace(options, device=devices.device(device or spec.device or devices.CPU.name))
+        if prover and given and options.device.provider == devices.CPU.provider:
             options = replace(options, proves=prover(spec, given))
         found = compiler.compile_model(spec, given, options, step)
     if given and (why := references.beside_compiled(spec, given)):

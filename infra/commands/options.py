@@ -17,6 +17,7 @@ Kafka = Annotated[str | None, typer.Option("--kafka", help="HOST:PORT of the clu
 Store = Annotated[str | None, typer.Option("--store", help="postgresql://... of the audit store.")]
 Prefix = Annotated[str | None, typer.Option("--prefix", help="Begins every topic and group.")]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, tensorrt or openvino; cuda:1: another GPU.")]
 Version = Annotated[str | None, typer.Option("--version", help="Version of the model; the newest without.")]
 
 

@@ -35,6 +35,7 @@ class Candidate:
     requests_per_run: int = 0
     integer_layers: int = 0
     notes: tuple[str, ...] = ()
+    rounding: float = 0.0  # of one of its numbers, as a share of it; 0 is that of float32
 
 
 @dataclass

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -17,7 +18,19 @@ import onnx
 import onnxruntime
 
 from kernels import devices, manifest
-from kernels.compile import candidates, equity, importing, judge, measure, mixed, pareto, proved, rows, runtime
+from kernels.compile import (
+    candidates,
+    equity,
+    halves,
+    importing,
+    judge,
+    measure,
+    mixed,
+    pareto,
+    proved,
+    rows,
+    runtime,
+)
 from kernels.compile.between import Between
 from kernels.compile.candidates import Candidate
 from kernels.compile.equity import Equity
@@ -25,7 +38,8 @@ from kernels.compile.importing import Imported, Reason
 from kernels.compile.judge import AGREEMENT_MIN, Comparison, Refused
 from kernels.compile.net import Net
 from kernels.compile.rows import Rows
-from kernels.compile.runtime import NotCompiled, Runner, Tensors
+from kernels.compile.runtime import LITERAL, NotCompiled, Runner, Tensors
+from kernels.devices import CPU, Device
 from kernels.manifest import Calibration, Disparity, Golden, Manifest, RunOptions, VariantError
 from kernels.session import KernelError, Session, best_rows
 from kernels.spec import ModelSpec
@@ -40,6 +54,8 @@ _JUDGE_ROWS_MIN = 16
 _SLOW_S = 0.02  # a row that takes longer
 _FEW = 4  # rows of a slow model that checks look at
 _DEVIATION_MAX = 1e-4  # where the variant itself errs less
+_DEVICE_MAX = 1e-2  # of the original elsewhere from itself on the CPU
+_ROUNDINGS = 4  # that kernels which add up in another order may make a difference of
 _INTEGER = {"QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulInteger"}
 _ROUNDING = {"MatMulNBits", "DynamicQuantizeMatMul", "DynamicQuantizeLinear"}  # these round activations on the fly
 
@@ -55,6 +71,7 @@ class Options:
     agreement_min: float = AGREEMENT_MIN
     budget: float = 0.01  # of the outputs' root mean square: the error that the mixed widths may make
     proves: proved.Proves | None = None
+    device: Device = CPU  # that the variants are for: they are judged and timed there
     disparity_max: float = equity.DISPARITY_MAX
 
 
@@ -118,7 +135,7 @@ class _Compilation:
     ) -> None:
         self.spec, self.imported, self.rows, self.options = spec, imported, found, options
         self.progress, self.aside = progress, aside
-        self.original = Session(spec)
+        self.original = Session(spec, device=options.device)
         self.refused: dict[str, str] = {}
         self.reasons = list(imported.reasons)
         self.row_s = self._row_s()
@@ -126,6 +143,7 @@ class _Compilation:
         judged = rows.first(found.judge, max(_JUDGE_ROWS_MIN, int(_JUDGE_S / self.row_s)))
         self.batches = list(rows.batches(judged, spec.rows_fixed))
         self.answers = [self.original.run(batch) for batch in self.batches]
+        self.note = self._beside_the_cpu()
         self.between = Between(spec, self.batches, self.answers, self.row_s, options.agreement_min)
         self.equity = Equity(spec, found, self.original.run, self.row_s, options.disparity_max)
         self.written: list[_Written] = []
@@ -141,13 +159,14 @@ class _Compilation:
         self._log(kept)
         tried = [*kept, *(Tried(name, why) for name, why in self.refused.items())]
         notes = [f"opset {self.imported.opset}; {', '.join(self.imported.datatypes)}"]
-        notes += [*([self.rows.cost] if self.rows.cost else []), *self.equity.notes]
+        notes += [*(each for each in (self.rows.cost, self.note) if each), *self.equity.notes]
         return Compiled(self.aside, original, tuple(tried), tuple(self.reasons), tuple(notes))
 
     def _candidates(self, net: Net) -> Iterator[Candidate]:
         """Each is made when the one before is done with."""
         if moved := candidates.folded(net):
             yield moved
+        yield from halves.candidates(moved.net if moved else net, self._feeds(), self.options.device.halves)
         made = candidates.base(self.spec, net, self._feeds(), self.progress)
         self.reasons += made.reasons
         if not made.layers:
@@ -164,6 +183,21 @@ class _Compilation:
 
     def _fair(self, net: Net, options: RunOptions) -> bool:
         return self.equity.fair(Runner(net.model, options).run)
+
+    def _beside_the_cpu(self) -> str:
+        """How far the original is from itself on the CPU. Raises NotCompiled where that is too far."""
+        if self.options.device.provider == CPU.provider:
+            return ""
+        name, wanted = self.options.device.name, Session(self.spec).run(self.batches[0])
+        deviation = judge.literal_deviation(self.spec, self.answers[:1], [wanted])
+        if deviation > _DEVICE_MAX:
+            raise NotCompiled(f"{self.spec.path}: its answers on {name} are {deviation:.1e} away from those on the CPU")
+        return f"the original's answers on {name} are {deviation:.1e} away from those on the CPU; memory is the host's"
+
+    def _within(self, candidate: Candidate) -> float:
+        """How far answers of the same rows may be apart, as a share of the largest: 0 is bit for bit."""
+        within = self.options.device.within
+        return max(within, _ROUNDINGS * candidate.rounding) if within else 0.0
 
     def _row_s(self) -> float:
         """Seconds a row of the original, roughly."""
@@ -189,9 +223,10 @@ class _Compilation:
         try:
             external = _save(candidate.net, folder)
             spec = replace(self.spec, path=str(folder / "model.onnx"), zipmap=False, external=external)
-            session = Session(spec, 1, candidate.options)
+            session = Session(spec, 1, candidate.options, self.options.device.of(candidate.kind))
             if not candidate.requests_per_run:
-                judge.batch_invariant(session, self.batches[0], self.few)
+                within = max(self._within(candidate), _ROUNDINGS * candidate.rounding)
+                judge.batch_invariant(session, self.batches[0], self.few, within)
             apart = self.equity.measured(lambda feed: rows.answered(session, feed, candidate.requests_per_run))
             equity.check(apart)
             compared = self._compared(session, candidate)
@@ -214,16 +249,17 @@ class _Compilation:
 
     def _executed(self, candidate: Candidate, session: Session, error: VariantError) -> None:
         """Raises Refused where the runtime computes something else than the file says."""
-        model = runtime.optimized(session.spec.path, candidate.options)
-        there = runtime.operators(model)
+        there = Counter[str]()
+        if session.device.provider == CPU.provider:  # others keep their graphs to themselves
+            there = runtime.operators(runtime.optimized(session.spec.path, candidate.options))
         if not candidate.requests_per_run and (hidden := sorted(_ROUNDING & set(there))):
             raise Refused(f"the runtime would round activations that the graph leaves alone, by {', '.join(hidden)}")
         whole = sum(there[op] for op in _INTEGER)
-        if whole < candidate.integer_layers:
+        if there and whole < candidate.integer_layers:
             self.reasons.append(
                 Reason("", "", f"{candidate.name}: {whole} of {candidate.integer_layers} layers run in whole numbers")
             )
-        literal = Runner(candidate.net.model)
+        literal = Session(session.spec, 0, LITERAL, session.device)
         feeds = [{name: array[: self.few] for name, array in self.batches[0].items()}]
         if self.spec.rows_fixed:
             feeds = self.batches[:1]
@@ -284,14 +320,14 @@ class _Compilation:
         alone = candidate.requests_per_run == 1
         found = measure.profile({1: each.seconds[1]} if alone else each.seconds)
         feed = {name: np.resize(array, (found.best_rows, *array.shape[1:])) for name, array in self.batches[0].items()}
-        names = ("model.onnx", *each.external)
+        names, device = ("model.onnx", *each.external), each.session.device
         return Manifest(
             candidate.name, candidate.kind, candidate.bits, self.spec.sha256, manifest.sha256(each.folder, names),
             Calibration(self.rows.source, self.rows.sha256, self.rows.calibrate_rows),
-            version("lrai"), onnxruntime.__version__, devices.cpu_features(), "CPUExecutionProvider", {},
+            version("lrai"), onnxruntime.__version__, devices.cpu_features(), device.provider, device.options,
             session=candidate.options, requests_per_run=candidate.requests_per_run, profile=found,
             file_bytes=_file_bytes(each.folder, each.external),
-            memory_bytes=measure.memory_bytes(each.spec, candidate.options, feed),
+            memory_bytes=measure.memory_bytes(each.spec, candidate.options, feed, device),
             error=each.error, layers=candidate.layers, golden=golden, disparity=each.disparity,
         )  # fmt: skip
 
@@ -305,7 +341,7 @@ class _Compilation:
         arrays |= {f"output/{name}": array for name, array in answers.items()}
         plain = {name: array.astype(str) if array.dtype == object else array for name, array in arrays.items()}
         np.savez(each.folder / manifest.GOLDEN, **plain)  # type: ignore[arg-type]
-        return Golden(manifest.GOLDEN, rows.count([feed]))
+        return Golden(manifest.GOLDEN, rows.count([feed]), self._within(each.candidate))
 
     def _log(self, kept: list[Tried]) -> None:
         """Which layer, how many bits, and why: a JSON object a line."""

@@ -130,11 +130,13 @@ def _log_beta(a: float, b: float) -> float:
     return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
 
 
-def batch_invariant(session: Session, pool: Tensors, most: int = _COMPARED_ROWS) -> None:
+def batch_invariant(
+    session: Session, pool: Tensors, most: int = _COMPARED_ROWS, within: float = _ALONE_WITHIN
+) -> None:
     """Some rows alone, in a batch, and beside a row 50 times as large. Raises Refused where an answer changes.
 
     Beside other batch-mates answers must be equal bit for bit. Alone they must be so too, but for the rounding of float
-    kernels, which may add up in another order for one row.
+    kernels, which may add up in another order for one row: `within`, as a share of the largest.
     """
     n = min(most, rows.count([pool]))
     batch = {name: array[:n].copy() for name, array in pool.items()}
@@ -149,7 +151,7 @@ def batch_invariant(session: Session, pool: Tensors, most: int = _COMPARED_ROWS)
     for row in range(min(n, _ALONE_ROWS)):
         alone = session.run({name: array[row : row + 1] for name, array in batch.items()})
         for name, array in together.items():
-            if not _close(array[row : row + 1], alone[name]):
+            if not _close(array[row : row + 1], alone[name], max(within, _ALONE_WITHIN)):
                 raise Refused(f"{name!r} of a row alone differs from that in a batch")
 
 
@@ -175,8 +177,8 @@ def _equal(left: Array, right: Array) -> bool:
     return left.tolist() == right.tolist() if left.dtype == object else left.tobytes() == right.tobytes()
 
 
-def _close(left: Array, right: Array) -> bool:
+def _close(left: Array, right: Array, within: float) -> bool:
     if left.dtype.kind != "f":
         return _equal(left, right)
     largest = float(np.abs(left[np.isfinite(left)]).max(initial=0))
-    return bool(np.allclose(left, right, rtol=_ALONE_WITHIN, atol=_ALONE_WITHIN * largest, equal_nan=True))
+    return bool(np.allclose(left, right, rtol=within, atol=within * largest, equal_nan=True))

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from kernels.compile.runtime import LEVELS, NotCompiled, Tensors
+from kernels.devices import CPU, Device
 from kernels.manifest import BatchProfile, RunOptions
 from kernels.session import Session, best_rows
 from kernels.spec import ModelSpec
@@ -36,7 +37,8 @@ def seconds(
 ) -> dict[str, Seconds]:
     """CPU seconds of a run by rows and contender: the least of some rounds, in which the contenders take turns.
 
-    A contender runs on one thread, so the thread's CPU time is the run's, whatever else the machine does.
+    On the CPU a contender runs on one thread, so the thread's CPU time is the run's, whatever else the machine does.
+    Elsewhere the thread waits, and the time is that of the clock.
     """
     found: dict[str, Seconds] = {name: {} for name in contenders}
     if not contenders:
@@ -102,11 +104,11 @@ def at(by_rows: Seconds, rows: int) -> float:
     return by_rows[fitting] if fitting else by_rows[sizes[-1]] * -(-rows // sizes[-1])
 
 
-def memory_bytes(spec: ModelSpec, options: RunOptions, feed: Tensors) -> int:
-    """Peak resident bytes of a process of its own that loads the model and runs the feed. Raises NotCompiled."""
+def memory_bytes(spec: ModelSpec, options: RunOptions, feed: Tensors, device: Device = CPU) -> int:
+    """Peak resident bytes (of the host) of a process that loads the model and runs the feed. Raises NotCompiled."""
     feeds = [_feed(feed, spec.rows_fixed or 1), feed]
     level = LEVELS[options.graph_optimization_level].name
-    told = pickle.dumps((spec.path, level, options.disabled_optimizers, options.config, feeds))
+    told = pickle.dumps((spec.path, level, options.disabled_optimizers, options.config, feeds, device.providers(1)))
     program = str(Path(__file__).with_name("resident.py"))
     try:
         done = subprocess.run(
@@ -132,7 +134,8 @@ def _feed(pool: Tensors, rows: int) -> Tensors:
 
 
 def _mean(session: Session, feed: Tensors, calls: int) -> float:
-    began = time.thread_time()
+    clock = time.thread_time if session.device.provider == CPU.provider else time.perf_counter
+    began = clock()
     for _ in range(calls):
         session.run(feed)
-    return max((time.thread_time() - began) / calls, 1e-9)
+    return max((clock() - began) / calls, 1e-9)

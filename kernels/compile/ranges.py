@@ -58,8 +58,9 @@ class Scale:
     clipped: float = 0.0
 
 
-def observe(net: Net, tensors: Iterable[str], batches: Sequence[Tensors]) -> dict[str, Seen]:
-    """Runs the batches and looks at these tensors. Raises NotCompiled where one holds NaN or infinity."""
+def observe(net: Net, tensors: Iterable[str], batches: Sequence[Tensors], finite: bool = True) -> dict[str, Seen]:
+    """Runs the batches and looks at these tensors. Where one holds NaN or infinity it raises NotCompiled, or says that
+    its greatest value is infinite, where they need not be `finite`."""
     names = list(tensors)
     computed = [name for name in names if name not in net.inputs]
     model = ModelProto()
@@ -75,9 +76,12 @@ def observe(net: Net, tensors: Iterable[str], batches: Sequence[Tensors]) -> dic
         values = runner.run(feed, computed) if runner else {}
         for name in names:
             array = values[name] if name in values else feed[name]
-            if not np.isfinite(array).all():
+            if not finite and not np.isfinite(array).all():
+                seen[name].high = float("inf")
+            elif not np.isfinite(array).all():
                 raise NotCompiled(f"tensor {name!r} is NaN or infinite on the calibration rows; look at these")
-            seen[name].update(array, max(64, SAMPLE_MAX // len(parts)))
+            else:
+                seen[name].update(array, max(64, SAMPLE_MAX // len(parts)))
     return seen
 
 

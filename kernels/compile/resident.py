@@ -1,6 +1,7 @@
 """The peak memory of a process that loads a model and runs it. A program, as nothing of LRAI is to be in the sum.
 
-Standard input: a pickled (path, optimization level, disabled optimizers, config, feeds). Standard output: bytes.
+Standard input: a pickled (path, optimization level, disabled optimizers, config, feeds, providers). Standard output:
+bytes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _SEVERITY_FATAL = 4
 
 def main() -> None:
     """Loads, runs each feed, prints the peak."""
-    path, level, disabled, config, feeds = pickle.load(sys.stdin.buffer)
+    path, level, disabled, config, feeds, providers = pickle.load(sys.stdin.buffer)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     options.intra_op_num_threads = 1
@@ -25,7 +26,11 @@ def main() -> None:
     options.enable_mem_pattern = False
     for key, value in config.items():
         options.add_session_config_entry(key, value)
-    session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"], disabled_optimizers=set(disabled))
+    if providers[0][0] != "CPUExecutionProvider":
+        onnxruntime.preload_dlls()
+    session = onnxruntime.InferenceSession(
+        path, options, providers, disabled_optimizers=set(disabled), enable_fallback=0
+    )
     for feed in feeds:
         session.run(None, feed)
     print(_peak_bytes())

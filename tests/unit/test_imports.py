@@ -15,10 +15,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 LAYERS = ("schemas", "kernels", "streams", "audit", "workers", "lrai")  # each may import those before it
 ENGINE = ("schemas", "kernels", "streams", "workers")
-ENGINE_LINES_MAX = 6_100  # with variants: they are loaded, certified, checked, chosen and forced in the engine
+ENGINE_LINES_MAX = 6_230  # with variants: they are loaded, certified, checked, chosen and forced in the engine
 WATCH = ("workers/tallies.py", "workers/tallying.py", "workers/cost.py", "kernels/reference.py")
 WATCH_LINES_MAX = 520  # what an actor counts beside answering, and counted apart from the engine
-APART_LINES_MAX = {"kernels/proof": 2_500, "kernels/compile": 2_700}  # counted apart from the engine
+APART_LINES_MAX = {"kernels/proof": 2_500, "kernels/compile": 2_850}  # counted apart from the engine
 CHECKER_LINES_MAX = 1_080  # of the proofs, and counted apart from them: it shares nothing with the prover
 FILE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 70

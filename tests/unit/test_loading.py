@@ -17,10 +17,11 @@ import onnxruntime
 import pytest
 
 from infra.commands import variants as commands
+from kernels import devices
 from kernels import manifest as manifests
 from kernels.gate import UNCERTIFIED
 from kernels.loading import InMemory, load_all, load_original, load_variant
-from kernels.manifest import RunOptions
+from kernels.manifest import Golden, RunOptions
 from kernels.repository import check, load_model, load_repository
 from kernels.session import KernelError, Session
 from kernels.spec import ModelSpec
@@ -127,12 +128,32 @@ def other_operators(spec: ModelSpec, folder: Path) -> None:
     changed()(spec, folder)
 
 
+def test_elsewhere_golden_answers_need_not_be_the_same_bits(tmp_path: Path) -> None:
+    """Kernels are chosen anew on each device: the manifest says how far answers may be away; on the CPU it does not."""
+    folder = add(model(tmp_path), "int8", golden=Golden(rows=5, within=1e-3))
+    with np.load(folder / "golden.npz") as stored:
+        arrays = {name: stored[name] for name in stored}
+    spec = again(tmp_path)
+    gpu = replace(devices.CPU, within=1e-4)
+    for share, served in ((5e-4, True), (2e-3, False)):
+        off = {**arrays, "output/probabilities": arrays["output/probabilities"] * np.float32(1 + share)}
+        np.savez(folder / "golden.npz", **off)
+        with pytest.raises(KernelError, match="otherwise"):
+            load_variant(spec, spec.variants[0], 1)
+        if served:
+            assert load_variant(spec, spec.variants[0], 1, device=gpu).name == "int8"
+        else:
+            with pytest.raises(KernelError, match="otherwise"):
+                load_variant(spec, spec.variants[0], 1, device=gpu)
+
+
 ROW = np.zeros((1, 6), np.float32)
 REFUSED: list[tuple[str, Callable[[ModelSpec, Path], None], str]] = [
     ("other model file", another_net, "model_sha256"),
     ("other original", changed(original_sha256="0" * 64), "original_sha256"),
     ("other runtime", changed(runtime="1.0.0"), "runtime = '1.0.0'"),
-    ("other provider", changed(provider="CUDAExecutionProvider"), "no CUDAExecutionProvider"),
+    ("other provider", changed(provider="CUDAExecutionProvider"), "compiled for CUDAExecutionProvider"),
+    ("other options of the provider", changed(provider_options={"a": "b"}), "--device cpu"),
     ("no golden inputs stated", changed(golden=None), "no golden inputs"),
     ("golden inputs missing", missing("golden.npz"), "golden.npz"),
     ("golden inputs torn", written("golden.npz", b"PK\3\4 torn"), "golden.npz cannot be read"),
