@@ -66,8 +66,16 @@ class CommittedConsumer(driver.Consumer):
         return CommittedThread(self, loop=self.loop, beacon=self.beacon)
 
 
-class CommittedTransport(driver.Transport):
+class IdempotentProducer(driver.Producer):
+    """So that a retry cannot put older counts behind newer ones."""
+
+    def _settings_extra(self) -> Mapping[str, Any]:
+        return {"acks": "all", "enable_idempotence": True}
+
+
+class Transport(driver.Transport):
     Consumer = CommittedConsumer
+    Producer = IdempotentProducer
 
 
 class Durable(faust.Table[bytes, bytes]):
@@ -102,7 +110,6 @@ def application(settings: Settings, ids: clients.LaneIds) -> faust.App:
         consumer_group_instance_id=None if settings.leave else ids.member,
         consumer_max_fetch_size=settings.record_bytes_max,
         producer_max_request_size=settings.record_bytes_max,
-        producer_acks=-1,
         store="memory://",
         datadir=str(settings.state / ids.member),
         topic_disable_leader=True,
@@ -112,7 +119,8 @@ def application(settings: Settings, ids: clients.LaneIds) -> faust.App:
         stream_recovery_delay=0.0,
         web_enabled=False,
     )
-    app.transport = CommittedTransport(app.conf.broker_consumer, app)
+    app.transport = Transport(app.conf.broker_consumer, app)
+    app.producer_transport = Transport(app.conf.broker_producer, app)
     return app
 
 
