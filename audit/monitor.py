@@ -343,8 +343,9 @@ def run(
     control.to_the_end(beat)
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
+    monitor = Monitor(settings, ids, watch, control, beat)
     try:
-        loop.run_until_complete(Monitor(settings, ids, watch, control, beat).run(stop, ready))
+        loop.run_until_complete(monitor.run(stop, ready))
     except BaseException as err:
         error(f"{type(err).__name__}: {err}")
         log("error", "the process ends", error=str(err), kind=type(err).__name__)
