@@ -14,7 +14,6 @@ from hashlib import blake2b
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from audit.drift import Means, Recent
 from schemas.errors import BadRecord
@@ -56,19 +55,19 @@ class Feature:
     since: list[int]
     at: int
 
-    def add(self, at: int, counts: NDArray[np.int32], found: Mapping[str, Any]) -> None:
+    def add(self, at: int, counts: list[int], found: Mapping[str, Any]) -> None:
         """A histogram of a tally."""
-        if self.recent.now.sum() >= self.recent.rows:
+        if self.recent.full:
             self.since = [self.since[-1], at]
-        self.recent.add(np.append(counts, found["missing"]))
+        self.recent.add([*counts, found["missing"]])
         self.at = max(self.at, at)
         if self.means:
-            self.means.add(int(counts.sum()), found["sum"])
+            self.means.add(sum(counts), found["sum"])
 
     @property
     def begun(self) -> int:
         """The first tally of the rows that `recent.counts` holds, ms."""
-        return self.since[-1 if self.recent.now.sum() >= self.recent.rows else 0]
+        return self.since[-1 if self.recent.full else 0]
 
     def encode(self) -> dict[str, Any]:
         means = self.means.state() if self.means else None
@@ -210,12 +209,12 @@ class Counts:
         counts[0] += found["decided"]
         counts[1] += found["favourable"]
 
-    def _count_feature(self, found: Mapping[str, Any], counts: NDArray[np.int32], at: int) -> None:
+    def _count_feature(self, found: Mapping[str, Any], counts: list[int], at: int) -> None:
         """Other bins than before start the feature anew."""
         name, feature = found["feature"], self.features.get(found["feature"])
         if feature is None and len(self.features) >= FEATURES_MAX:
             return
-        if feature is None or feature.edges != found["edges"] or feature.recent.now.size != counts.size + 1:
+        if feature is None or feature.edges != found["edges"] or len(feature.recent.now) != len(counts) + 1:
             scale = self.scales.get(name)
             means = Means(*scale) if scale else None
             feature = self.features[name] = Feature(found["edges"], Recent(RECENT_ROWS), means, [at], at)
@@ -235,14 +234,14 @@ class Counts:
             del self.days[old]
 
 
-def _checked(tally: Mapping[str, Any]) -> tuple[list[int], list[NDArray[np.int32]]]:
+def _checked(tally: Mapping[str, Any]) -> tuple[list[int], list[list[int]]]:
     """Latency and histograms; nothing is counted of a tally that cannot be."""
     try:
-        latency = np.frombuffer(tally["latency"], "<i4")
-        histograms = [np.frombuffer(each["counts"], "<i4") for each in tally["histograms"]]
+        latency = np.frombuffer(tally["latency"], "<i4").tolist()
+        histograms = [np.frombuffer(each["counts"], "<i4").tolist() for each in tally["histograms"]]
     except ValueError as err:
         raise BadRecord("undecodable", f"tally {tally['id']}: counts are no int32: {err}") from err
-    numbers = [tally["requests"], tally["at"], *(int(each.min(initial=0)) for each in (latency, *histograms))]
+    numbers = [tally["requests"], tally["at"], *(min(each, default=0) for each in (latency, *histograms))]
     for each in tally["groups"]:
         decided, favourable, positive, both = (each[name] for name in CONFUSION)
         numbers += [favourable, decided - favourable]
@@ -250,7 +249,7 @@ def _checked(tally: Mapping[str, Any]) -> tuple[list[int], list[NDArray[np.int32
             numbers += [both, favourable - both, positive - both, decided - favourable - positive + both]
     if min(numbers) < 0 or tally["kind"] not in ("decisions", "labels"):
         raise BadRecord("undecodable", f"tally {tally['id']} of kind {tally['kind']}: its counts cannot be")
-    return latency.tolist(), histograms
+    return latency, histograms
 
 
 def _labels(groups: Groups) -> int:

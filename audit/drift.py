@@ -171,20 +171,27 @@ class Recent:
 
     def __init__(self, rows: int = 500, before: Counts = (), now: Counts = ()) -> None:
         self.rows = rows
-        self.before: NDArray[np.int64] = np.asarray(before, np.int64)
-        self.now: NDArray[np.int64] = np.asarray(now, np.int64)
+        self.before, self.now = _plain(before), _plain(now)
+        self._there = sum(self.now)
+
+    @property
+    def full(self) -> bool:
+        """Whether the newer half is enough by itself."""
+        return self._there >= self.rows
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        return self.now if self.now.sum() >= self.rows else _added(self.before, self.now)
+        return np.array(self.now if self.full or not self.before else _added(self.before, self.now), np.int64)
 
     def add(self, counts: Counts) -> None:
-        if self.now.sum() >= self.rows:
-            self.before, self.now = self.now, np.zeros_like(self.now)
-        self.now = _added(self.now, np.asarray(counts, np.int64))
+        """Plain lists: arrays as short as these cost more."""
+        if self.full:
+            self.before, self.now, self._there = self.now, [], 0
+        self.now = _added(self.now, _plain(counts))
+        self._there = sum(self.now)
 
     def state(self) -> dict[str, list[int]]:
-        return {"before": self.before.tolist(), "now": self.now.tolist()}
+        return {"before": self.before, "now": self.now}
 
 
 def _adwin() -> Any:
@@ -193,8 +200,12 @@ def _adwin() -> Any:
     return ADWIN(delta=ADWIN_DELTA, clock=1)  # type: ignore[no-untyped-call]
 
 
-def _added(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
-    return a + b if a.size and b.size else a if a.size else b
+def _plain(counts: Counts) -> list[int]:
+    return counts.tolist() if isinstance(counts, np.ndarray) else list(counts)
+
+
+def _added(a: list[int], b: list[int]) -> list[int]:
+    return [x + y for x, y in zip(a, b, strict=True)] if a and b else a or b
 
 
 def _shares(counts: Counts) -> NDArray[np.float64]:
