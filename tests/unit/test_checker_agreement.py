@@ -15,9 +15,8 @@ from kernels.proof import checker
 from kernels.proof.bounds import Analysis
 from kernels.proof.certificate import certificate
 from kernels.proof.checker_bounds import Box, Pairing
-from kernels.proof.checker_lines import Slopes
+from kernels.proof.checker_graph import Lacks, Wrong
 from kernels.proof.checker_outputs import Outputs
-from kernels.proof.checker_rows import Lacks, Wrong
 from kernels.proof.outputs import bounded
 from kernels.proof.trees import Forest
 from kernels.proof.verify import verify
@@ -36,9 +35,8 @@ def test_its_bounds_hold_whatever_the_slopes(tmp_path: Path, seed: int) -> None:
         question = question_of(tmp_path, pair, quantity_of(pair))
         try:
             original, variant = nets(saved(tmp_path, pair), pair)
-            pairing = Pairing(original, variant, paired(original, variant)[1])
-            slopes = Slopes(random_slopes(rng, pairing))
-            box = Box(pairing, grid(pair.low), grid(pair.high), slopes, floats=True)
+            pairing = Pairing(original, variant, paired(original, variant))
+            box = Box(pairing, grid(pair.low), grid(pair.high), random_slopes(rng, pairing), floats=True)
         except (Lacks, Wrong):
             continue
         found = Outputs(pairing).bound(box, quantity_of(pair))
