@@ -73,6 +73,15 @@ def saved(folder: Path, pair: Pair) -> tuple[Path, Path]:
     return paths
 
 
+def hashes(paths: tuple[Path, Path]) -> dict[str, dict[str, str]]:
+    """What a certificate says of both models."""
+    digests = [hashlib.sha256(each.read_bytes()).hexdigest() for each in paths]
+    return {
+        which: {"path": path.name, "sha256": digest}
+        for which, path, digest in zip(("original", "variant"), paths, digests, strict=True)
+    }
+
+
 def nets(paths: tuple[Path, Path], pair: Pair) -> tuple[Net, Net]:
     """Both as the checker reads them."""
     names = [each.graph.output[0].name for each in (pair.original, pair.variant)]
@@ -118,10 +127,7 @@ def written(folder: Path, pair: Pair, quantity: str = "raw", seed: int = 0, cuts
         "format": 1,
         "created": "2026-01-01T00:00:00Z",
         "seconds": 0.0,
-        **{
-            which: {"path": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-            for which, path in zip(("original", "variant"), paths, strict=True)
-        },
+        **hashes(paths),
         "output": quantity,
         "outputs": [each.graph.output[0].name for each in (pair.original, pair.variant)],
         "epsilon": hexed(max(bounds)),

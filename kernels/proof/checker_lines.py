@@ -140,9 +140,9 @@ def apart(f: Function, g: Function, z: Pair, v: Pair, d: Pair, sign: int, lines:
 
 
 def _quotients(f: Function, g: Function, z: Pair, v: Pair, d: Pair, sign: int) -> list[tuple[int, int, int]]:
-    """f(z + d) - f(z) = s d with a value s of the derivative: (z, d, sign s d) between which all is linear."""
+    """f(z + d) - f(z) = s d with a value s of the derivative: at the corners (z, d, sign s d)."""
     slopes = f.slopes(min(z[0], v[0]), max(z[1], v[1])) if f.curve == g.curve else ()
-    return [(a, b, -(-sign * s * b >> GRID)) for a in z for b in (*d, min(max(d[0], 0), d[1])) for s in slopes]
+    return [(a, b, -(-sign * s * b >> GRID)) for a in z for b in d for s in slopes]
 
 
 def _vertices(f: Function, g: Function, z: Pair, v: Pair, d: Pair, sign: int) -> list[tuple[int, int, int]]:
