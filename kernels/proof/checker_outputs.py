@@ -13,6 +13,7 @@ from kernels.proof.checker_lines import GRID, POINT, exp
 PAIRS_MAX = 32  # classes up to which every pair is bounded for itself
 MARGIN = 1 << (GRID - 16)  # of logits, so that float32 probabilities keep their order
 EXPONENT_MAX = 600
+_PROBABLE = ("Sigmoid", "Concat", "Identity", "Cast", "Dropout", "Reshape", "Flatten")  # perhaps probabilities
 
 Bounds = tuple[Fraction, Fraction]  # with float32 rounding, and without
 
@@ -35,7 +36,7 @@ class Outputs:
         if quantity == "label":
             return (Fraction(0), Fraction(0)) if self._keeps(box, theirs, ours, apart) else None
         last = self.original.producers[self.original.output].op_type
-        if quantity == "softmax" and last not in ("Sigmoid", "Concat"):  # of (1 - p, p): they are probabilities
+        if quantity == "softmax" and last not in _PROBABLE:
             return self._probabilities(box, theirs, apart)
         found = [box.upper(apart, self._row({i: sign})) for i in range(self.n) for sign in (1, -1)]
         return Fraction(max(map(sum, found)), 1 << GRID), Fraction(max(real for real, _ in found), 1 << GRID)
@@ -45,6 +46,7 @@ class Outputs:
 
     def _keeps(self, box: Box, theirs: Form, ours: Form, apart: Form) -> bool:
         """Whether one output is above all others in both nets, whatever the input."""
+        require(self.n > 1, Lacks, "a label of one output")
         least = MARGIN if box.floats and self.original.softmax else 0
 
         def above(row: tuple[int, ...]) -> bool:
@@ -57,19 +59,19 @@ class Outputs:
     def _probabilities(self, box: Box, theirs: Form, apart: Form) -> Bounds:
         """p = 1 / (1 + R), R = sum of exp(z_j - z_i); the variant's R is R k, ln k within the pairs' differences."""
         n = self.n
-        require(n <= PAIRS_MAX, Lacks, f"softmax over more than {PAIRS_MAX} classes")
+        require(1 < n <= PAIRS_MAX, Lacks, f"softmax over one class or more than {PAIRS_MAX}")
         of_theirs, of_apart = (cache(partial(box.upper, which)) for which in (theirs, apart))
         worst = [Fraction(0), Fraction(0)]
         for i in range(n):
             rows = [[self._row({j: sign, i: -sign}) for j in range(n) if j != i] for sign in (1, -1)]
             high, low = ([sum(of_theirs(row)) for row in side] for side in rows)
             odds = None
-            if max(map(abs, high + low), default=0) <= EXPONENT_MAX << GRID:
+            if max(map(abs, high + low)) <= EXPONENT_MAX << GRID:
                 odds = powers([-each for each in low], False), powers(high, True)
             for place in (0, 1):
                 high, low = ([a + b * (1 - place) for a, b in map(of_apart, side)] for side in rows)
                 worst[place] = max(worst[place], *(changed(each, odds) for each in (max([0, *high]), -max([0, *low]))))
-        floats = 0 if n == 1 or not box.floats else 9 + n + n.bit_length()
+        floats = 9 + n + n.bit_length() if box.floats else 0
         return worst[0] + Fraction(floats, 1 << 23), worst[1]
 
 

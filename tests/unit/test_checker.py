@@ -178,7 +178,45 @@ def infinite_bound(certificate: dict[str, Any]) -> None:
     leaf(certificate)["bound"] = "inf"
 
 
+def nan_region(certificate: dict[str, Any]) -> None:
+    certificate["regions"][0]["low"][0] = "nan"
+
+
+def fine_region(certificate: dict[str, Any]) -> None:
+    certificate["regions"][0]["low"][0] = (2.0**-300).hex()
+
+
+def real_above_bound(certificate: dict[str, Any]) -> None:
+    leaf(certificate)["bound_real"] = certificate["epsilon"]
+
+
+def missing_semantics(certificate: dict[str, Any]) -> None:
+    del certificate["semantics"]
+
+
+def one_output(certificate: dict[str, Any]) -> None:
+    certificate["outputs"].pop()
+
+
+def pair_of_other_size(certificate: dict[str, Any]) -> None:
+    """A unit of five numbers is compared with the input of three."""
+    name = next(key for key, pair in certificate["pairs"].items() if pair and pair[0] == "unary")
+    certificate["pairs"][name] = ["tensor", "x"]
+
+
+def swapped_sides(certificate: dict[str, Any]) -> None:
+    tree = certificate["regions"][0]["tree"]
+    tree["below"], tree["above"] = tree["above"], tree["below"]
+
+
 TAMPERED = [
+    (nan_region, "no certificate"),
+    (fine_region, "more digits"),
+    (real_above_bound, "above epsilon or"),
+    (missing_semantics, "no certificate"),
+    (one_output, "no certificate"),
+    (pair_of_other_size, "no certificate"),
+    (swapped_sides, "can be shown"),
     (smaller_bound, "can be shown"),
     (smaller_real_bound, "can be shown"),
     (smaller_epsilon, "above epsilon"),
@@ -226,6 +264,13 @@ def test_an_id_that_does_not_fit_is_rejected(tmp_path: Path, pair: Pair) -> None
     certificate["coverage"] = {"held_out": 1.0}
     path.write_text(json.dumps(certificate))
     assert checker.check(path).verdict == "REJECTED" and "id" in checker.check(path).reason
+
+
+def test_an_endless_tree_is_rejected(tmp_path: Path, pair: Pair) -> None:
+    path = written(tmp_path, pair)
+    nested = '"tree": ' + '{"split": 0, "below": {"open": ""}, "above": ' * 100_000 + "{}"
+    path.write_text(path.read_text().replace('"tree": {', nested[:-1], 1))
+    assert checker.check(path).verdict == "REJECTED"
 
 
 @pytest.mark.parametrize("which", ["original", "variant"])
@@ -296,8 +341,12 @@ def test_a_session_that_may_compute_something_else_is_unknown(tmp_path: Path, pa
     assert checker.check(path).verdict == "PROVED"
     certificate = json.loads(path.read_text())
     certificate["semantics"]["session"]["config"] = {}
-    report = checker.check(rewritten(path, certificate))
-    assert report.verdict == "UNKNOWN" and "quantized and float" in report.reason
+    for level in ("all", "basic"):  # rewrites of quantizers run at both
+        certificate["semantics"]["session"]["graph_optimization_level"] = level
+        report = checker.check(rewritten(path, certificate))
+        assert report.verdict == "UNKNOWN" and "quantized and float" in report.reason
+    certificate["semantics"]["session"]["graph_optimization_level"] = "disabled"
+    assert checker.check(rewritten(path, certificate)).verdict == "PROVED"
 
 
 def test_products_that_saturate_without_vnni_are_unknown(tmp_path: Path, pair: Pair) -> None:
