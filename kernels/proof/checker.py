@@ -123,7 +123,8 @@ def _leaf(node: dict[str, Any], found: tuple[Fraction, Fraction] | None, report:
         claimed = number(node[what])
         says = f"leaf {node['leaf']}: {what} {float(claimed):.9g}"
         require(claimed >= shown, Wrong, f"{says} is claimed, {float(shown):.9g} can be shown")
-        require(claimed <= min(number(node["bound"]), Fraction(report.epsilon)), Wrong, f"{says} is above epsilon or bound")
+        most = min(number(node["bound"]), Fraction(report.epsilon))
+        require(claimed <= most, Wrong, f"{says} is above epsilon or bound")
     report.leaves += 1
     report.bound = max(float(found[0]), report.bound or 0.0)
 

@@ -20,6 +20,7 @@ MASK = (1 << BITS) - 1
 ONE = 0  # the variable that is one; the features are at places 1, 2, ... behind it
 TINY = Fraction(1, 1 << 100)  # covers underflow, also where denormals are flushed
 OPSET_MIN = 13  # since then Softmax is of one axis
+_ONNX = ("", "ai.onnx")
 _BEHIND = ("Softmax", "Identity", "Cast", "Dropout", "Reshape", "Flatten", "Squeeze", "ZipMap", "ArgMax")  # the numbers
 BROKEN = (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, ArithmeticError, struct.error)
 
@@ -175,7 +176,7 @@ def read(model: ModelProto, output: str, first: int = 1, step: int = 1) -> Net:
     from kernels.proof.checker_operators import OPERATORS, known_attribute
 
     graph = model.graph
-    new = not model.functions and all(each.version >= OPSET_MIN for each in model.opset_import if not each.domain)
+    new = not model.functions and all(each.version >= OPSET_MIN for each in model.opset_import if each.domain in _ONNX)
     require(new, Lacks, f"functions in a model, and operators before opset {OPSET_MIN}")
     net = Net(graph, output, first, step)
     inputs = [each for each in graph.input if each.name not in net.tensors]
@@ -188,7 +189,7 @@ def read(model: ModelProto, output: str, first: int = 1, step: int = 1) -> Net:
     for node in reversed(graph.node):
         wanted |= set(node.input if wanted & set(node.output) else ())
     for node in (each for each in graph.node if wanted & set(each.output)):
-        key = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+        key = node.op_type if node.domain in _ONNX else f"{node.domain}.{node.op_type}"
         strange = [name for name in (each.name for each in node.attribute) if not known_attribute(node, name)]
         require(key in OPERATORS and not strange, Lacks, f"operator {key} (node {node.output[0]!r}) {strange or ''}")
         try:
