@@ -12,7 +12,8 @@ from kernels.proof.checker_lines import GRID, POINT, exp
 
 PAIRS_MAX = 32  # classes up to which every pair is bounded for itself
 MARGIN = 1 << (GRID - 16)  # of logits, so that float32 probabilities keep their order
-EXPONENT_MAX = 600
+EXPONENT_MAX = 600 << GRID  # powers of less are 0 over 2^POINT
+HUGE = Fraction(1 << 2000)  # more than a power of half of it
 _PROBABLE = ("Sigmoid", "Concat", "Identity", "Cast", "Dropout", "Reshape", "Flatten")  # perhaps probabilities
 
 Bounds = tuple[Fraction, Fraction]  # with float32 rounding, and without
@@ -59,15 +60,15 @@ class Outputs:
     def _probabilities(self, box: Box, theirs: Form, apart: Form) -> Bounds:
         """p = 1 / (1 + R), R = sum of exp(z_j - z_i); the variant's R is R k, ln k within the pairs' differences."""
         n = self.n
+        if n == 1 and self.original.softmax:
+            return Fraction(0), Fraction(0)  # it is one
         require(1 < n <= PAIRS_MAX, Lacks, f"softmax over one class or more than {PAIRS_MAX}")
         of_theirs, of_apart = (cache(partial(box.upper, which)) for which in (theirs, apart))
         worst = [Fraction(0), Fraction(0)]
         for i in range(n):
             rows = [[self._row({j: sign, i: -sign}) for j in range(n) if j != i] for sign in (1, -1)]
             high, low = ([sum(of_theirs(row)) for row in side] for side in rows)
-            odds = None
-            if max(map(abs, high + low)) <= EXPONENT_MAX << GRID:
-                odds = powers([-each for each in low], False), powers(high, True)
+            odds = powers([-each for each in low], False), powers(high, True)
             for place in (0, 1):
                 high, low = ([a + b * (1 - place) for a, b in map(of_apart, side)] for side in rows)
                 worst[place] = max(worst[place], *(changed(each, odds) for each in (max([0, *high]), -max([0, *low]))))
@@ -77,19 +78,22 @@ class Outputs:
 
 def powers(exponents: list[int], up: bool) -> Fraction:
     """A bound of the sum of exp(x)."""
-    return Fraction(sum(exp(each << POINT - GRID, up) for each in exponents), 1 << POINT)
+    if up and max(exponents) > EXPONENT_MAX:
+        return HUGE
+    kept = [max(min(each, EXPONENT_MAX), -EXPONENT_MAX) << POINT - GRID for each in exponents]
+    return Fraction(sum(exp(each, up) for each in kept), 1 << POINT)
 
 
-def changed(shift: int, odds: Bounds | None) -> Fraction:
-    """Largest |1/(1+R) - 1/(1+R k)| for ln k = shift and R within the odds (None: any R).
+def changed(shift: int, odds: Bounds) -> Fraction:
+    """Largest |1/(1+R) - 1/(1+R k)| for ln k = shift and R within the odds, where HUGE is any number.
 
     For fixed k it is largest at R = 1/sqrt(k), there (sqrt(k) - 1) / (sqrt(k) + 1), and falls to both sides.
     """
-    if not shift or abs(shift) > EXPONENT_MAX << GRID:
+    if not shift or abs(shift) > EXPONENT_MAX:
         return Fraction(0 if not shift else 1)
     k = powers([shift], shift > 0)
     root = Fraction(isqrt(int(k * (1 << 2 * POINT))) + (shift > 0), 1 << POINT)
-    if odds is None or odds[0] ** 2 * k <= 1 <= odds[1] ** 2 * k:
+    if odds[0] ** 2 * k <= 1 <= odds[1] ** 2 * k:
         return abs(root - 1) / (root + 1)
     r = odds[0] if odds[0] ** 2 * k > 1 else odds[1]
     return r * abs(k - 1) / ((1 + r) * (1 + r * k))

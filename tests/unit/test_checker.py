@@ -17,8 +17,7 @@ from onnx import numpy_helper
 
 from kernels.proof import checker
 from kernels.proof.checker_bounds import Box, Pairing
-from kernels.proof.checker_lines import GRID, POINT, exp
-from kernels.proof.checker_outputs import Outputs, changed
+from kernels.proof.checker_outputs import Outputs
 from tests import random_nets
 from tests.certificates import grid, nets, paired, random_slopes, rewritten, saved, written
 from tests.random_nets import Layer, Pair, Widths
@@ -386,20 +385,3 @@ def test_probabilities_and_labels(tmp_path: Path, pair: Pair, quantity: str) -> 
     wide = {"low": [(-8.0).hex()] * 3, "high": [(8.0).hex()] * 3}
     certificate["regions"][0].update(wide)
     assert checker.check(rewritten(path, certificate)).verdict == "REJECTED"
-
-
-@pytest.mark.parametrize("x", [Fraction(0), Fraction(1, 3), Fraction(-7, 2), Fraction(40), Fraction(-99)])
-def test_exp_is_enclosed(x: Fraction) -> None:
-    low, high = (exp(int(x * (1 << POINT)), up) for up in (False, True))
-    assert low < high and high - low <= high >> 120
-    assert low / 2**POINT == pytest.approx(np.exp(float(x)), rel=1e-12)
-
-
-def test_change_of_a_probability_is_that_of_a_grid() -> None:
-    for shift in (0.03, -0.2, 2.0):
-        for low, high in ((0.01, 100.0), (3.0, 5.0), (0.2, 0.3)):
-            r = np.geomspace(low, high, 10_001)
-            seen = np.abs(1 / (1 + r) - 1 / (1 + r * np.exp(shift))).max()
-            found = changed(int(Fraction(shift) * (1 << GRID)), (Fraction(low), Fraction(high)))
-            assert seen - 1e-15 <= float(found) <= seen + 1e-6
-    assert changed(700 << GRID, None) == 1 and changed(0, None) == 0
