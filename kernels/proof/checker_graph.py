@@ -173,7 +173,7 @@ def load(path: Path) -> tuple[ModelProto, str]:
 
 def read(model: ModelProto, output: str, first: int = 1, step: int = 1) -> Net:
     """The net up to the tensor of this name: an output, or what a final Softmax is of. Raises Lacks and Wrong."""
-    from kernels.proof.checker_operators import OPERATORS, known_attribute
+    from kernels.proof.checker_operators import OPERATORS, PLAIN, READ
 
     graph = model.graph
     new = not model.functions and all(each.version >= OPSET_MIN for each in model.opset_import if each.domain in _ONNX)
@@ -190,7 +190,8 @@ def read(model: ModelProto, output: str, first: int = 1, step: int = 1) -> Net:
         wanted |= set(node.input if wanted & set(node.output) else ())
     for node in (each for each in graph.node if wanted & set(each.output)):
         key = node.op_type if node.domain in _ONNX else f"{node.domain}.{node.op_type}"
-        strange = [name for name in (each.name for each in node.attribute) if not known_attribute(node, name)]
+        others = [each.name for each in node.attribute if each.name not in READ.split()]
+        strange = [name for name in others if attribute(node, name, None) not in PLAIN.get(name, ())]
         require(key in OPERATORS and not strange, Lacks, f"operator {key} (node {node.output[0]!r}) {strange or ''}")
         try:
             made = OPERATORS[key](net, node)

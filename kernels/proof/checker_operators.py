@@ -299,16 +299,10 @@ def _dequantize(net: Net, node: NodeProto) -> Tensor:
     return Tensor(source.shape, [float32(float32(q - z) * s) for q, z, s in triples], TensorProto.FLOAT)
 
 
-_READ = """alpha axis beta count_include_pad dilations epsilon group kernel_shape momentum offset pads perm saturate
+READ = """alpha axis beta count_include_pad dilations epsilon group kernel_shape momentum offset pads perm saturate
 scale seed storage_order strides to transB"""  # or without influence here
-_PLAIN = {"allowzero": (0,), "auto_pad": (b"NOTSET", b"VALID"), "ceil_mode": (0,), "training_mode": (0,),
-          "transA": (0,)}  # fmt: skip
-
-
-def known_attribute(node: NodeProto, name: str) -> bool:
-    return name in _READ.split() or attribute(node, name, None) in _PLAIN.get(name, ())
-
-
+PLAIN = {"allowzero": (0,), "auto_pad": (b"NOTSET", b"VALID"), "ceil_mode": (0,), "training_mode": (0,),
+         "transA": (0,)}  # what is read of these  # fmt: skip
 OPERATORS: dict[str, Callable[[Net, NodeProto], Tensor]] = {
     **dict.fromkeys(("MatMul", "Gemm"), _dense),
     **dict.fromkeys(("Add", "Sub", "Mul", "Div"), _arithmetic),

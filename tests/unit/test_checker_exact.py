@@ -245,7 +245,23 @@ def test_curves_are_enclosed(k: int) -> None:
         off = here - at * Fraction(slope, 1 << SLOPE)
         assert -f.farthest(x, -1, slope) - 1 <= off * (unit << SLOPE) <= f.farthest(x, 1, slope) + 1
         low, high = (Fraction(sigmoid(int(k * at * unit), up) * k, unit) - (k - 1) for up in (False, True))
-        assert low - Fraction(k, unit) <= here <= high + Fraction(2 * k * k, unit) and high - low <= Fraction(1, 1 << 180)
+        assert low - Fraction(k, unit) <= here <= high + Fraction(2 * k * k, unit)
+        assert high - low <= Fraction(1, 1 << 180)
         least, most = f.slopes(*x)
         s = (here + k - 1) / k
         assert least - 4 <= k * k * s * (1 - s) * unit <= most + 4
+
+
+@pytest.mark.parametrize("step", [0.1, 2.0**-20, 3.0])
+def test_a_jump_may_come_early_or_late_by_the_rounding_of_the_division(step: float) -> None:
+    """float32(x / step) falls on a tie, or beyond it, for an x that is an ulp away."""
+    step32 = Fraction(float(np.float32(step)))
+    unit = Unit("", Tensor((0,), []), 1, 0 * step32, 255 * step32, levels=(step32, 0, 255))
+    f, rng = Function(unit, floats=False), np.random.default_rng(1)
+    for level in rng.integers(0, 254, 40):
+        x = np.float32(float(step32) * (level + 0.5))
+        for each in (x, np.nextafter(x, np.float32(0)), np.nextafter(x, np.float32(1e9))):
+            at = int(Fraction(float(each)) * (1 << GRID))
+            for given in {int(np.rint(each / np.float32(step))), int(level), int(level) + 1}:
+                y = given * int(step32 * (1 << GRID))
+                assert -f.farthest((at, at), -1, 0) <= y << SLOPE <= f.farthest((at, at), 1, 0)
