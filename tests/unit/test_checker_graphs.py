@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -16,7 +17,7 @@ from onnx.reference import ReferenceEvaluator
 from kernels.proof import checker
 from kernels.proof.checker_graph import Lacks, Net, Wrong, load, read
 from tests.certificates import written
-from tests.random_nets import Array, Pair
+from tests.random_nets import Array, Pair, session
 
 FLOATS = {
     "w": np.arange(12, dtype=np.float32).reshape(4, 3) / 8,
@@ -196,3 +197,21 @@ def test_external_weights_are_part_of_the_hash(tmp_path: Path) -> None:
     (tmp_path / "weights").unlink()
     with pytest.raises(Wrong, match="cannot be read"):
         load(path)
+
+
+def test_the_rounding_of_floats_is_counted(tmp_path: Path) -> None:
+    """The same sum in one part and in two: in real numbers there is no difference, in the runtime there is."""
+    rng = np.random.default_rng(2)
+    weights = rng.standard_normal((64, 8)).astype(np.float32)
+    mask = rng.random((64, 8)) < 0.5
+    whole = model([("MatMul", ["x", "all"], "y")], shape=(64,))
+    parts = model([("MatMul", ["x", "a"], "p"), ("MatMul", ["x", "b"], "q"), ("Add", ["p", "q"], "y")], shape=(64,))
+    named = {"all": weights, "a": weights * mask, "b": weights * ~mask}
+    for each in (whole, parts):
+        each.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in named.items())
+    pair = Pair("rounding", whole, parts, np.full(64, -1, np.float32), np.full(64, 1, np.float32))
+    certificate = json.loads(written(tmp_path, pair).read_text())
+    x = rng.uniform(-1, 1, (2000, 64)).astype(np.float32)
+    answers = [session(each).run(None, {"x": x})[0].astype(float) for each in (whole, parts)]
+    leaf = certificate["regions"][0]["tree"]
+    assert float.fromhex(leaf["bound_real"]) < np.abs(answers[0] - answers[1]).max() <= float.fromhex(leaf["bound"])
