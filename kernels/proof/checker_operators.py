@@ -198,8 +198,9 @@ def _reshaped(net: Net, node: NodeProto) -> Tensor:
     source = net.tensor(node, integers=True)
     shape: Sizes = source.shape
     if node.op_type in ("Flatten", "Reshape"):
-        wanted = net.constant(node, 1, True).items if node.op_type == "Reshape" else [1, -1]
-        require(attribute(node, "axis", 1) == 1, Lacks, f"{named(node)} with another axis than 1")
+        wanted = net.constant(node, 1, True).items if node.op_type == "Reshape" else [0, -1]
+        kept = source.type or wanted[0] in (0, -1) or -1 not in wanted  # -1 may take in the rows
+        require(bool(kept) and attribute(node, "axis", 1) == 1, Lacks, f"{named(node)} across rows")
         shape = [shape[i] if each == 0 else each for i, each in enumerate(wanted)]
         rest = len(source.items) // math.prod(each for each in shape if each != -1)
         shape = [rest if each == -1 else each for each in shape]
@@ -247,7 +248,7 @@ def _function(net: Net, node: NodeProto) -> Tensor:
         given = [len(node.input) > i and node.input[i] for i in (1, 2)]
         low, high = (Fraction(net.constant(node, i).items[0]) if has else None for i, has in enumerate(given, 1))
     elif node.op_type == "LeakyRelu":
-        left = Fraction(attribute(node, "alpha", 0.01))
+        left = Fraction(attribute(node, "alpha", float32(0.01)))
     fits = 0 <= left <= 1 and (low is None or high is None or low <= high)
     require(fits, Lacks, f"{named(node)} with such limits")
     made = net.unit(name, source, low=low, high=high, left=left)

@@ -33,7 +33,7 @@ FLOATS = {
     "ends": np.zeros(4, np.float32),
     "neg": np.float32(-1),
 }
-SHAPES = {"flat": [-1], "two": [2, -1], "back": [0, 2, 2], "plain": [-1, 4], "rest": [1, 4]}
+SHAPES = {"flat": [-1], "aside": [1, -1, 4], "two": [2, -1], "back": [0, 2, 2], "plain": [-1, 4], "rest": [1, 4]}
 
 
 def model(nodes: Sequence[tuple[Any, ...]], outputs: Sequence[str] = ("y",), opset: int = 21, shape: Any = (4,),
@@ -76,6 +76,7 @@ LACKING = {
     "rows moved": [("Transpose", ["x"], "y", {"perm": [1, 0]})],
     "rows split": [("Reshape", ["x", "two"], "y")],
     "rows flattened": [("Flatten", ["x"], "y", {"axis": 0})],
+    "rows aside": [("Reshape", ["x", "aside"], "y")],
     "rows lost": [("Reshape", ["x", "flat"], "y")],
     "allowzero": [("Reshape", ["x", "back"], "y", {"allowzero": 1})],
     "a cast": [("Cast", ["x"], "y", {"to": TensorProto.FLOAT16})],
