@@ -102,7 +102,7 @@ class Function:
             return k * sigmoid(k * y, True) - ((k - 1 if sign > 0 else 1) << GRID)
 
         points = [(y, value(y)) for y in (low, middle) if low < 0]
-        if high > 0:  # the derivative k^2 s (1 - s) is the slope at log(s / (1 - s)) / k
+        if high >= 0:  # the derivative k^2 s (1 - s) is the slope at log(s / (1 - s)) / k
             root = math.sqrt(max(1 - slope / (k * k << SLOPE - 2), 0))
             place = int(math.log((1 + root) / (1 - root)) / k * (1 << 40)) << GRID - 40 if root < 1 else high
             at = min(max(place, middle), high)

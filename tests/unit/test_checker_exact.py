@@ -237,7 +237,9 @@ def test_curves_are_enclosed(k: int) -> None:
     unit = 1 << GRID
     f = Function(Unit("", Tensor((0,), []), 1, curve=k), floats=False)
     for _ in range(150):
-        ends = sorted(float(each) for each in rng.standard_normal(2) * rng.choice([0.01, 1.0, 30.0, 500.0]))
+        ends = sorted(float(each) for each in rng.standard_normal(2) * rng.choice([0.0, 0.01, 1.0, 30.0, 500.0]))
+        if rng.random() < 0.1:
+            ends = sorted((ends[0], 0.0))
         x = int(Fraction(ends[0]) * unit), int(Fraction(ends[1]) * unit)
         slope, share = int(rng.integers(-64, 400)), Fraction(float(rng.random()))
         at = Fraction(ends[0]) + share * (Fraction(ends[1]) - Fraction(ends[0]))
