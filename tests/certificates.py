@@ -17,11 +17,10 @@ import numpy as np
 import onnx
 
 from kernels.proof.checker import identity
-from kernels.proof.checker_bounds import Box, Mate, Pairing
-from kernels.proof.checker_graph import read
-from kernels.proof.checker_lines import GRID, Slopes
+from kernels.proof.checker_bounds import Box, Pairing
+from kernels.proof.checker_graph import Net, load, read
+from kernels.proof.checker_lines import GRID
 from kernels.proof.checker_outputs import Outputs
-from kernels.proof.checker_rows import Net
 from tests.random_nets import Array, Pair, Rng
 
 INFINITY = float("inf")
@@ -33,41 +32,35 @@ def grid(values: Array) -> list[int]:
     return [int(Fraction(float(each)) * (1 << GRID)) for each in values.ravel()]
 
 
-def paired(original: Net, variant: Net) -> tuple[dict[str, list[str]], list[Mate | None]]:
+def paired(original: Net, variant: Net) -> dict[str, list[str] | None]:
     """Units in their order; a quantizer that the original has not with the tensor that it is of.
 
     A quantizer that took in its rectifier stands for both.
     """
-    left = [(place, unit) for place, unit in enumerate(original.units, 1)]
-    pairs: dict[str, list[str]] = {}
-    mates: list[Mate | None] = []
-    source = next(name for name, each in original.tensors.items() if len(each.rows) == original.features)
+    left = list(original.units)
+    pairs: dict[str, list[str] | None] = {}
+    source = "x"
     for unit in variant.units:
-        n = len(unit.argument.rows)
+        n = len(unit.argument.items)
         node = variant.producers.get(unit.tensor)
         rectifies = node is not None and node.op_type == "QuantizeLinear" and node.input[0] not in variant.tensors
         if (unit.levels is None or rectifies) and left:
-            place, mate = left.pop(0)
-            source = mate.tensor
+            source = left.pop(0).tensor
             pairs[unit.tensor] = ["unary", source]
-            mates.append(Mate(place, mate.argument))
-        elif len(original.tensors[source].rows) == n:
+        elif len(original.tensors[source].items) == n:
             pairs[unit.tensor] = ["tensor", source]
-            mates.append(Mate(None, original.tensors[source]))
         else:
-            mates.append(None)
-    return pairs, mates
+            pairs[unit.tensor] = None
+    return pairs
 
 
 def random_slopes(rng: Rng, pairing: Pairing) -> list[int]:
     """Any slopes: 0 to 1 for values and differences, a little of the original's value."""
     found: list[int] = []
-    for unit in pairing.original.units:
-        found += rng.integers(0, 257, 2 * len(unit.argument.rows)).tolist()
-    for unit, mate in zip(pairing.variant.units, pairing.mates, strict=True):
-        n = len(unit.argument.rows)
+    for unit in [*pairing.original.units, *pairing.variant.units]:
+        n = len(unit.argument.items)
         found += rng.integers(0, 257, 2 * n).tolist()
-        for most in (256, 16, 256, 16) if mate is not None else ():
+        for most in (256, 16, 256, 16) if unit.node in pairing.mates else ():
             found += rng.integers(-16 if most == 16 else 0, most + 1, n).tolist()
     return found
 
@@ -80,11 +73,20 @@ def saved(folder: Path, pair: Pair) -> tuple[Path, Path]:
     return paths
 
 
+def hashes(paths: tuple[Path, Path]) -> dict[str, dict[str, str]]:
+    """What a certificate says of both models."""
+    digests = [hashlib.sha256(each.read_bytes()).hexdigest() for each in paths]
+    return {
+        which: {"path": path.name, "sha256": digest}
+        for which, path, digest in zip(("original", "variant"), paths, digests, strict=True)
+    }
+
+
 def nets(paths: tuple[Path, Path], pair: Pair) -> tuple[Net, Net]:
     """Both as the checker reads them."""
-    models = pair.original, pair.variant
-    first, second = (read(p, m.graph.output[0].name) for p, m in zip(paths, models, strict=True))
-    return first, second
+    names = [each.graph.output[0].name for each in (pair.original, pair.variant)]
+    original = read(load(paths[0])[0], names[0])
+    return original, read(load(paths[1])[0], names[1], len(original.units) + 1, 2)
 
 
 def hexed(value: Fraction) -> str:
@@ -97,8 +99,8 @@ def written(folder: Path, pair: Pair, quantity: str = "raw", seed: int = 0, cuts
     """certificate.json for the pair over its box, cut `cuts` times in the middle of feature 0."""
     paths = saved(folder, pair)
     original, variant = nets(paths, pair)
-    pairs, mates = paired(original, variant)
-    pairing = Pairing(original, variant, mates)
+    pairs = paired(original, variant)
+    pairing = Pairing(original, variant, pairs)
     outputs, rng = Outputs(pairing), np.random.default_rng(seed)
     bounds = [Fraction(0)]
 
@@ -110,7 +112,7 @@ def written(folder: Path, pair: Pair, quantity: str = "raw", seed: int = 0, cuts
             sides = {"below": tree(low, below, left - 1), "above": tree(above, high, 0)}
             return {"split": 0, "at": float(at).hex(), **sides}
         slopes = random_slopes(rng, pairing)
-        box = Box(pairing, grid(low), grid(high), Slopes(slopes), floats=True)
+        box = Box(pairing, grid(low), grid(high), slopes, floats=True)
         found = outputs.bound(box, quantity)
         if found is None:
             return {"open": "the label may change"}
@@ -125,10 +127,7 @@ def written(folder: Path, pair: Pair, quantity: str = "raw", seed: int = 0, cuts
         "format": 1,
         "created": "2026-01-01T00:00:00Z",
         "seconds": 0.0,
-        **{
-            which: {"path": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-            for which, path in zip(("original", "variant"), paths, strict=True)
-        },
+        **hashes(paths),
         "output": quantity,
         "outputs": [each.graph.output[0].name for each in (pair.original, pair.variant)],
         "epsilon": hexed(max(bounds)),

@@ -6,300 +6,207 @@ for each of the variant's units: its value and its difference to its mate.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import itertools
+import math
+from collections.abc import Sequence
 from fractions import Fraction
-from operator import itemgetter, mul
-from typing import Any
+from operator import add, le
+from typing import NamedTuple
 
-from kernels.proof.checker_lines import (
-    GRID,
-    SLOPE,
-    Ints,
-    Pair,
-    Points,
-    Range,
-    Scaled,
-    Slopes,
-    ceil,
-    largest,
-    meet,
-    vertices,
-)  # fmt: skip
-from kernels.proof.checker_rows import BITS, MASK, Lacks, Net, Row, Tensor, Unit, Wrong, combined, whole
+from kernels.proof.checker_graph import BITS, MASK, Lacks, Net, Row, Tensor, Unit, Wrong, combined, require, variables
+from kernels.proof.checker_lines import GRID, SLOPE, Function, Ints, Pair, apart
 
 OWN_ROUNDING = Fraction(1, 1 << 60)  # of an operation's dyadic approximations, where float32 rounding is not counted
 
-Known = tuple[int, int, int]  # mu, sigma, constant over 2^(GRID + SLOPE)
-Column = tuple[int, Callable[[Any], Any], tuple[int, ...]]  # place, the rows that have it, their weights
+Range = tuple[Ints, Ints]
+Waiting = dict[int, tuple[Ints, int]]
 
 
-@dataclass(frozen=True)
-class Mate:
-    """What a unit of the variant is compared with: `unit` of the original, or (None) the expression `argument`."""
-
-    unit: int | None
-    argument: Tensor
-
-
-@dataclass(frozen=True)
-class Form:
-    """Linear rows over nodes in integers over 2^e: by rows, and for each place of a node by columns."""
+class Form(NamedTuple):
+    """Linear rows over nodes: by node and row (place, weight over 2^e), and the runtime's error of each row."""
 
     e: int
-    const: Ints
-    rows: list[list[tuple[int, int, int]]]
-    columns: dict[int, list[Column]]
+    terms: dict[int, list[list[Pair]]]
+    errors: Ints
 
 
-@dataclass(frozen=True)
-class Argument:
-    """A form and the runtime's float error in each row."""
-
-    form: Form
-    rounding: Ints
-
-
-@dataclass(frozen=True)
-class Node:
+class Node(NamedTuple):
     """low slopes . arguments + low constants <= value <= ...; constants are over 2^(GRID + SLOPE)."""
 
-    arguments: list[tuple[Argument, Ints, Ints]]
+    arguments: list[tuple[Form, Ints, Ints]]
     low: Ints
     high: Ints
-    noise: int
+    rounding: int
 
 
-def form_of(tensor: Tensor) -> Form:
-    """The rows of a tensor as integers."""
-    numbers = [each for row in tensor.rows for each in (row.const, *row.coefs.values())]
-    e = max((each.denominator.bit_length() - 1 for each in numbers), default=0)
-    rows = [[(key >> BITS, key & MASK, int(w * (1 << e))) for key, w in row.coefs.items() if w] for row in tensor.rows]
-    gathered: dict[int, dict[int, list[Pair]]] = {}
+def form_of(rows: Sequence[Row]) -> Form:
+    """Linear rows as integers, without errors."""
+    e = max((each.denominator.bit_length() - 1 for row in rows for each in row.coefs.values()), default=0)
+    nodes = {key >> BITS for row in rows for key, weight in row.coefs.items() if weight}
+    terms: dict[int, list[list[Pair]]] = {node: [[] for _ in rows] for node in nodes}
     for i, row in enumerate(rows):
-        for node, place, weight in row:
-            gathered.setdefault(node, {}).setdefault(place, []).append((i, weight))
-    columns: dict[int, list[Column]] = {
-        node: [(at, itemgetter(*(i for i, _ in each), 0), (*(w for _, w in each), 0)) for at, each in places.items()]
-        for node, places in gathered.items()
-    }
-    return Form(e, [int(row.const * (1 << e)) for row in tensor.rows], rows, columns)
+        for key, weight in row.coefs.items():
+            if weight:
+                terms[key >> BITS][i].append((key & MASK, weight.numerator * ((1 << e) // weight.denominator)))
+    return Form(e, terms, [0] * len(rows))
 
 
 class Pairing:
-    """Both nets and what is compared with what; forms are made once and serve every box."""
+    """Both nets, and for units of the variant their mates: a unit of the original, or an expression as one of node 0.
 
-    def __init__(self, original: Net, variant: Net, mates: list[Mate | None], skipped: Pair = (0, 0)) -> None:
-        """`skipped`: slopes of a final sigmoid of the original and of the variant, which is bounded without lines."""
-        self.skipped = skipped
-        self.original, self.variant, self.mates = original, variant, mates
-        self.theirs = [form_of(unit.argument) for unit in original.units]
-        self.ours = [self.moved(unit.argument) for unit in variant.units]
-        self.our_forms = [form_of(each) for each in self.ours]
-        both = list(zip(variant.units, mates, strict=True))
-        self.apart = [None if m is None else form_of(self.difference(unit.argument, m.argument)) for unit, m in both]
-        self.mate_forms = [None if m is None else form_of(m.argument) for m in mates]
+    pairs: for a unit's tensor ["unary", tensor], ["tensor", tensor] or nothing; any pairing is sound.
+    """
 
-    def value(self, block: int) -> int:
-        """The node of a block of the variant."""
-        return len(self.original.units) + 2 * block - 1 if block else 0
+    def __init__(self, original: Net, variant: Net, pairs: dict[str, list[str] | None]) -> None:
+        self.original, self.variant = original, variant
+        known = {("unary", unit.tensor): unit for unit in original.units}
+        known |= {("tensor", name): Unit("", tensor, 0) for name, tensor in original.tensors.items()}
+        given = {unit.node: (pair[0], pair[1]) for unit in variant.units if (pair := pairs.get(unit.tensor))}
+        strange = [pair for pair in given.values() if pair not in known]
+        require(not strange, Wrong, f"pairs with {strange[:1]}, which the original has not")
+        self.mates = {node: known[pair] for node, pair in given.items()}
+        self.values: dict[int, Sequence[Row]] = {}  # of the mates
+        self.forms = {unit.node: form_of(unit.argument.rows) for unit in [*original.units, *variant.units]}
+        self.slopes = sum(2 * len(unit.argument.items) for unit in [*original.units, *variant.units])
+        for unit in variant.units:
+            if mate := self.mates.get(unit.node):
+                self.slopes += 4 * len(unit.argument.items)
+                self.forms[unit.node + 1] = form_of(self.difference(unit.argument, mate.argument))
+                self.forms[-unit.node] = form_of(mate.argument.rows)
+                values = variables(mate.node, mate.argument.shape) if mate.node else mate.argument
+                self.values[unit.node] = values.rows
 
-    def moved(self, tensor: Tensor) -> Tensor:
-        """A tensor of the variant over nodes."""
-
-        def renamed(coefs: dict[int, Fraction]) -> dict[int, Fraction]:
-            return {(self.value(key >> BITS) << BITS) | (key & MASK): each for key, each in coefs.items()}
-
-        return replace(tensor, rows=[replace(r, coefs=renamed(r.coefs), mags=renamed(r.mags)) for r in tensor.rows])
-
-    def difference(self, ours: Tensor, theirs: Tensor) -> Tensor:
+    def difference(self, ours: Tensor, theirs: Tensor) -> list[Row]:
         """ours - theirs over differences and the original's nodes; where a unit has no mate, over its value."""
-        if len(ours.rows) != len(theirs.rows):
-            raise Wrong(f"a pair of {len(ours.rows)} and {len(theirs.rows)} numbers")
-        one, zero = Fraction(1), Fraction(0)
-        mates = [None, *self.mates]
-        values = [m and (whole(m.unit, m.argument.shape) if m.unit else m.argument).rows for m in mates]
 
-        def split(key: int) -> list[Row]:
-            """The variable as the mate's value and the difference to it."""
-            block, place = key >> BITS, key & MASK
-            rows = values[block]
-            node = self.value(block) + (1 if rows else 0)
-            return [Row({(node << BITS) | place: one}, zero, {}, zero), *([rows[place]] if rows else [])]
+        def parts(key: int) -> list[Row]:
+            """The variable, or the difference to its mate and the mate's value."""
+            mate = self.values.get(key >> BITS)
+            own = Row({key + (1 << BITS if mate else 0): Fraction(1)}, {})
+            return [own, Row(mate[key & MASK].coefs, {})] if mate else [own]
 
-        rows = [
-            combined([(-one, b), *((w, row) for key, w in a.coefs.items() for row in split(key))], a.const)
-            for a, b in zip(ours.rows, theirs.rows, strict=True)
-        ]
-        return Tensor(ours.shape, rows)
+        terms = [[(w, part) for key, w in a.coefs.items() for part in parts(key)] for a in ours.rows]
+        minus = Fraction(-1)
+        return [combined([(minus, Row(b.coefs, {})), *a]) for a, b in zip(terms, theirs.rows, strict=True)]
 
 
 class Box:
     """Both nets over one box of inputs. The work is done when it is made."""
 
-    def __init__(self, pairing: Pairing, low: Ints, high: Ints, slopes: Slopes, floats: bool) -> None:
+    def __init__(self, pairing: Pairing, low: Ints, high: Ints, slopes: Sequence[int], floats: bool) -> None:
         """`low`, `high`: the box, over 2^GRID. `floats`: float32 rounding counts. Raises Lacks and Wrong."""
-        self.pairing, self.floats = pairing, floats
-        self.ranges: dict[int, Range] = {0: (low, high)}
+        wants = f"a leaf has {len(slopes)} slopes, the lines of these units have {pairing.slopes}"
+        require(len(slopes) == pairing.slopes, Wrong, wants)
+        self.pairing, self.floats, self._slopes = pairing, floats, iter(slopes)
+        self.ranges: dict[int, Range] = {0: ([1 << GRID, *low], [1 << GRID, *high])}
         self.nodes: dict[int, Node] = {}
-        self.arguments: dict[int, tuple[Argument, Range]] = {}
-        for at, unit in enumerate(pairing.original.units, 1):
-            self._single(at, unit, pairing.theirs[at - 1], unit.argument, slopes)
-        slopes.take(pairing.skipped[0])
-        for at, unit in enumerate(pairing.variant.units, 1):
-            self._single(pairing.value(at), unit, pairing.our_forms[at - 1], pairing.ours[at - 1], slopes)
-            if pairing.mates[at - 1] is not None:
-                self._paired(at, unit, slopes)
-        slopes.take(pairing.skipped[1])
-        if slopes.at != len(slopes.values):
-            raise Wrong("a leaf has more slopes than the nets have units")
+        self.arguments: dict[int, tuple[Form, Range]] = {}
+        for unit in [*pairing.original.units, *pairing.variant.units]:
+            self._single(unit)
+            if mate := pairing.mates.get(unit.node):
+                self._paired(unit, mate)
 
-    def rounding(self, tensor: Tensor) -> Ints:
-        """Float error of the rows: g(k) (sum of magnitudes times the largest |variable|, plus constants)."""
-        if not tensor.count:
-            return [0] * len(tensor.rows)
-        if tensor.count >= 1 << 23:
-            raise Lacks("an error bound for a sum so long")
-        g = Fraction(tensor.count, (1 << 24) - tensor.count) if self.floats else tensor.count * OWN_ROUNDING
+    def errors(self, tensor: Tensor) -> Ints:
+        """Float errors of the rows: g(k) times the sum of magnitudes, each times the largest |variable|."""
+        require(tensor.rounds < 1 << 23, Lacks, "an error bound for a sum so long")
+        g = Fraction(tensor.rounds, (1 << 24) - tensor.rounds) if self.floats else tensor.rounds * OWN_ROUNDING
         found = []
-        for row in tensor.rows:
-            total = row.mag
-            for key, each in row.mags.items():
-                low, high = self.ranges[key >> BITS]
-                total += each * Fraction(max(-low[key & MASK], high[key & MASK]), 1 << GRID)
-            if total >= 1 << 127:
-                raise Wrong("numbers in the net may overflow float32 over this region")
-            found.append(ceil(total * g))
-        return found
+        for row in tensor.items if tensor.rounds else ():
+            sizes = ((each, *(side[key & MASK] for side in self.ranges[key >> BITS])) for key, each in row.mags.items())
+            total = sum(each * max(-low, high) for each, low, high in sizes)
+            require(total < 1 << 127 + GRID, Wrong, "numbers in the net may overflow float32 over this region")
+            found.append(math.ceil(total * g))
+        return found or [0] * len(tensor.items)
 
-    def range(self, argument: Argument) -> Range:
-        """Of the form: by intervals and, where it is not of the input alone, by back-substitution."""
-        form = argument.form
-        lows, highs = [], []
-        for i, row in enumerate(form.rows):
-            low = high = form.const[i] << GRID
-            for node, place, weight in row:
-                first, last = weight * self.ranges[node][0][place], weight * self.ranges[node][1][place]
-                low, high = (low + first, high + last) if weight > 0 else (low + last, high + first)
-            low, high = (low >> form.e) - argument.rounding[i], -(-high >> form.e) + argument.rounding[i]
-            if any(form.columns):
-                one = [int(j == i) for j in range(len(form.rows))]
-                high = min(high, sum(self.upper(argument, one)))
-                low = max(low, -sum(self.upper(argument, [-each for each in one])))
-            lows.append(low)
-            highs.append(high)
-        return lows, highs
+    def range(self, form: Form) -> Range:
+        """By intervals and, where the form is not of the input alone, by back-substitution."""
 
-    def upper(self, argument: Argument, weights: Sequence[int]) -> Pair:
-        """The largest value of weights . argument: in real numbers, and what float rounding adds."""
-        waiting: dict[int, tuple[Ints, int]] = {}
-        real, rounded = self._spread(argument, weights, 0, waiting)
-        while (at := max(waiting, default=0)) > 0:
-            rows, e = waiting.pop(at)
-            node = self.nodes[at]
-            real += -(-_dot(rows, node.low, node.high) >> (e + SLOPE))
-            rounded += -(-node.noise * sum(map(abs, rows)) >> e)
+        def most(i: int, sign: int) -> int:
+            ends = ((sign * w, self.ranges[node], at) for node, rows in form.terms.items() for at, w in rows[i])
+            high = -(-sum(w * box[w > 0][at] for w, box, at in ends) >> form.e) + form.errors[i]
+            row = [sign * (j == i) for j in range(len(form.errors))]
+            return min(high, sum(self.upper(form, row))) if any(form.terms) else high
+
+        places = range(len(form.errors))
+        return [-most(i, -1) for i in places], [most(i, 1) for i in places]
+
+    def upper(self, form: Form, weights: Sequence[int]) -> Pair:
+        """The largest value of weights . form: in real numbers, and what float rounding adds."""
+        waiting: Waiting = {0: ([0] * len(self.ranges[0][0]), 0)}
+        real, rounded = 0, self._spread(form, weights, 0, waiting)
+        while at := max(waiting):
+            (rows, e), node = waiting.pop(at), self.nodes[at]
+            real += -(-_dot(rows, node.low, node.high) >> e + SLOPE)
+            rounded += -(-node.rounding * sum(map(abs, rows)) >> e)
             for each, low, high in node.arguments:
-                vector = [a * (y if a > 0 else x) for a, x, y in zip(rows, low, high, strict=True)]
+                vector = [a and a * (y if a > 0 else x) for a, x, y in zip(rows, low, high, strict=True)]
                 if any(vector):
-                    more, added = self._spread(each, vector, e + SLOPE, waiting)
-                    real, rounded = real + more, rounded + added
-        rows, e = waiting.get(0, ([0] * len(self.ranges[0][0]), 0))
+                    rounded += self._spread(each, vector, e + SLOPE, waiting)
+        rows, e = waiting[0]
         return real - (-_dot(rows, *self.ranges[0]) >> e), rounded
 
-    def _spread(
-        self, argument: Argument, vector: Sequence[int], e: int, waiting: dict[int, tuple[Ints, int]]
-    ) -> Pair:
-        """Replaces vector / 2^e . argument by its form; returns the constant and the rounding, both upwards."""
-        form = argument.form
-        for node, columns in form.columns.items():
+    def _spread(self, form: Form, vector: Sequence[int], e: int, waiting: Waiting) -> int:
+        """Replaces vector / 2^e . form by its nodes; returns the float error, rounded up."""
+        for node, rows in form.terms.items():
             values, old = waiting.get(node) or ([0] * len(self.ranges[node][0]), e + form.e)
             more = max(old, e + form.e)
-            if more > old:
-                values = [each << (more - old) for each in values]
-            shift = more - e - form.e
-            for place, getter, weights in columns:
-                values[place] += sum(map(mul, getter(vector), weights)) << shift
+            values = [each << more - old for each in values] if more > old else values
+            for a, row in zip(vector, rows, strict=True):
+                if a:
+                    a <<= more - e - form.e
+                    for place, weight in row:
+                        values[place] += a * weight
             waiting[node] = values, more
-        const = sum(map(mul, vector, form.const))
-        return -((-const << GRID) >> (e + form.e)), -(-sum(map(mul, map(abs, vector), argument.rounding)) >> e)
+        return -(-sum(abs(a) * each for a, each in zip(vector, form.errors, strict=True)) >> e)
 
-    def _single(self, node: int, unit: Unit, form: Form, tensor: Tensor, slopes: Slopes) -> None:
-        argument = Argument(form, self.rounding(tensor))
-        z = self.range(argument)
-        low, high = slopes.take(len(z[0])), slopes.take(len(z[0]))
-        scaled = Scaled(unit, self.floats)
-        lines = [scaled.line(a, b, x, y) for x, y, a, b in zip(*z, low, high, strict=True)]
-        ends = [scaled.ends(x, y) for x, y in zip(*z, strict=True)]
-        self.nodes[node] = Node([(argument, low, high)], *_apart(lines), scaled.rounding)
-        self.ranges[node] = _apart(ends)
-        self.arguments[node] = argument, z
+    def _take(self, n: int) -> Ints:
+        """The certificate's next slopes."""
+        return list(itertools.islice(self._slopes, n))
 
-    def _paired(self, at: int, unit: Unit, slopes: Slopes) -> None:
-        pairing, value = self.pairing, self.pairing.value(at)
-        mate, form, inner = pairing.mates[at - 1], pairing.apart[at - 1], pairing.mate_forms[at - 1]
-        assert mate is not None and form is not None and inner is not None
-        argument, v = self.arguments[value]
-        ours, errors = Scaled(unit, self.floats), argument.rounding
-        if mate.unit is None:  # the expression itself, without the rounding of the original's run
-            z_argument = Argument(inner, [0] * len(inner.rows))
-            z, mine = self.range(z_argument), Scaled(Unit("", mate.argument), self.floats)
-        else:
-            z_argument, z = self.arguments[mate.unit]
-            mine = Scaled(pairing.original.units[mate.unit - 1], self.floats)
-            errors = [a + b for a, b in zip(errors, z_argument.rounding, strict=True)]
-        d_argument = Argument(form, errors)
-        d = meet(self.range(d_argument), _minus(v, z))
-        back = [-each for each in d[1]], [-each for each in d[0]]
-        v, z = meet(v, _minus(z, back)), meet(z, _minus(v, d))
-        apart = _minus(self.ranges[value], z if mate.unit is None else self.ranges[mate.unit])
-        chosen = [slopes.take(len(errors)) for _ in range(4)]
+    def _single(self, unit: Unit) -> None:
+        form = self.pairing.forms[unit.node]._replace(errors=self.errors(unit.argument))
+        z, f = self.range(form), Function(unit, self.floats)
+        self.arguments[unit.node] = form, z
+        low, high = self._take(len(z[0])), self._take(len(z[0]))
+        sides = [
+            [f.farthest(x, sign, slope) for sign, slope in ((-1, a), (1, b), (-1, 0), (1, 0))]
+            for x, a, b in zip(zip(*z, strict=True), low, high, strict=True)
+        ]
+        self._record(unit.node, [(form, low, high)], f.rounding, sides)
+
+    def _paired(self, unit: Unit, mate: Unit) -> None:
+        (ours, v), f, g = self.arguments[unit.node], Function(mate, self.floats), Function(unit, self.floats)
+        theirs = self.pairing.forms[-unit.node]  # the expression itself, without the rounding of the original's run
+        theirs, z = self.arguments[mate.node] if mate.node else (theirs, self.range(theirs))
+        form = self.pairing.forms[unit.node + 1]._replace(errors=list(map(add, ours.errors, theirs.errors)))
+        d = _meet(self.range(form), _minus(v, z))
+        v, z = _meet(v, _minus(z, ([-each for each in d[1]], [-each for each in d[0]]))), _meet(z, _minus(v, d))
+        chosen = [self._take(len(form.errors)) for _ in range(4)]
         sides = []
-        for i in range(len(errors)):
-            of_z, of_v, of_d = ((each[0][i], each[1][i]) for each in (z, v, d))
-            points = tuple(vertices(mine, ours, of_z, of_v, of_d, sign) for sign in (-1, 1))
-            known = self._known(value, mate.unit, (z[0][i], z[1][i]), (apart[0][i], apart[1][i]), i)
-            sides.append(_difference(points, [each[i] for each in chosen], known))
-        rounding = mine.rounding + ours.rounding
-        arguments = [(d_argument, chosen[0], chosen[2]), (z_argument, chosen[1], chosen[3])]
-        self.nodes[value + 1] = Node(arguments, [each[0] for each in sides], [each[1] for each in sides], rounding)
-        least = [max(each[2], low) - rounding for each, low in zip(sides, apart[0], strict=True)]
-        most = [min(each[3], high) + rounding for each, high in zip(sides, apart[1], strict=True)]
-        self.ranges[value + 1] = least, most
+        for of_z, of_v, of_d, *slopes in zip(*(zip(*each, strict=True) for each in (z, v, d)), *chosen, strict=True):
+            low, least = apart(f, g, of_z, of_v, of_d, -1, [(slopes[0], slopes[1]), (0, 0)])
+            high, most = apart(f, g, of_z, of_v, of_d, 1, [(slopes[2], slopes[3]), (0, 0)])
+            sides.append([low, high, least, most])
+        arguments = [(form, chosen[0], chosen[2]), (theirs, chosen[1], chosen[3])]
+        self._record(unit.node + 1, arguments, f.rounding + g.rounding, sides)
 
-    def _known(self, value: int, unit: int | None, z: Pair, apart: Pair, i: int) -> tuple[list[Known], list[Known]]:
-        """Lines of a difference that follow from those of its two values: lower and upper ones."""
-        node = self.nodes[value]
-        (_, low, high), = node.arguments
-        theirs: list[tuple[Pair, Pair]] = [((1 << SLOPE, 0), (1 << SLOPE, 0)), ((0, z[0] << SLOPE), (0, z[1] << SLOPE))]
-        if unit is not None:
-            other = self.nodes[unit]
-            (_, x, y), = other.arguments
-            theirs = [((x[i], other.low[i]), (y[i], other.high[i]))]
-        lower = [(0, 0, apart[0] << SLOPE), *((low[i], low[i] - b, node.low[i] - c) for _, (b, c) in theirs)]
-        upper = [(0, 0, apart[1] << SLOPE), *((high[i], high[i] - a, node.high[i] - c) for (a, c), _ in theirs)]
-        return lower, upper
-
-
-def _difference(
-    points: tuple[Points, ...], chosen: Ints, known: tuple[list[Known], list[Known]]
-) -> tuple[int, ...]:
-    """Constants of the lower and the upper line, over 2^(GRID + SLOPE), and the range, over 2^GRID."""
-    found = []
-    for sign, (mu, sigma), lines in ((-1, chosen[:2], known[0]), (1, chosen[2:], known[1])):
-        own = sign * largest(points[sign > 0], sign, mu, sigma)
-        same = [own, *(const for a, b, const in lines if (a, b) == (mu, sigma))]
-        found.append(min(same) if sign > 0 else max(same))
-    least = -(largest(points[0], -1, 0, 0) >> SLOPE) - 1
-    return *found, least, (largest(points[1], 1, 0, 0) >> SLOPE) + 1
+    def _record(self, at: int, arguments: list[tuple[Form, Ints, Ints]], rounding: int, sides: list[Ints]) -> None:
+        """A node from what farthest and apart say below and above it, for its lines and for its range."""
+        low, high, least, most = ([each[i] for each in sides] for i in range(4))
+        self.nodes[at] = Node(arguments, [-each for each in low], high, rounding)
+        ends = [[-(-each >> SLOPE) + rounding for each in side] for side in (least, most)]
+        self.ranges[at] = [-each for each in ends[0]], ends[1]
 
 
 def _minus(a: Range, b: Range) -> Range:
     return [x - y for x, y in zip(a[0], b[1], strict=True)], [x - y for x, y in zip(a[1], b[0], strict=True)]
 
 
-def _apart(pairs: Sequence[Pair]) -> Range:
-    return [each for each, _ in pairs], [each for _, each in pairs]
+def _meet(a: Range, b: Range) -> Range:
+    """The intersection; two sound ranges of one value have one."""
+    found = list(map(max, a[0], b[0])), list(map(min, a[1], b[1]))
+    require(all(map(le, *found)), Wrong, "two bounds of one value contradict each other")
+    return found
 
 
 def _dot(rows: Sequence[int], low: Sequence[int], high: Sequence[int]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from datetime import UTC, datetime
@@ -15,14 +14,13 @@ from kernels.proof import checker
 from kernels.proof.bounds import Analysis
 from kernels.proof.certificate import certificate
 from kernels.proof.checker_bounds import Box, Pairing
-from kernels.proof.checker_lines import Slopes
+from kernels.proof.checker_graph import Lacks, Wrong
 from kernels.proof.checker_outputs import Outputs
-from kernels.proof.checker_rows import Lacks, Wrong
 from kernels.proof.outputs import bounded
 from kernels.proof.trees import Forest
 from kernels.proof.verify import verify
 from tests import random_nets
-from tests.certificates import grid, nets, paired, random_slopes, saved
+from tests.certificates import grid, hashes, nets, paired, random_slopes, saved
 from tests.unit.test_soundness import batches, flat, quantity_of, question_of
 
 POINTS = 20_000
@@ -36,9 +34,8 @@ def test_its_bounds_hold_whatever_the_slopes(tmp_path: Path, seed: int) -> None:
         question = question_of(tmp_path, pair, quantity_of(pair))
         try:
             original, variant = nets(saved(tmp_path, pair), pair)
-            pairing = Pairing(original, variant, paired(original, variant)[1])
-            slopes = Slopes(random_slopes(rng, pairing))
-            box = Box(pairing, grid(pair.low), grid(pair.high), slopes, floats=True)
+            pairing = Pairing(original, variant, paired(original, variant))
+            box = Box(pairing, grid(pair.low), grid(pair.high), random_slopes(rng, pairing), floats=True)
         except (Lacks, Wrong):
             continue
         found = Outputs(pairing).bound(box, quantity_of(pair))
@@ -61,12 +58,8 @@ def test_it_shows_what_the_prover_proved(tmp_path: Path, seed: int) -> None:
         epsilon = float(bounded(Analysis(question.product, low, high), question.quantity).bound[0]) * 1.01
         paths = saved(tmp_path, pair)
         found = verify(*paths, low, high, epsilon, question.quantity, TIMEOUT_S, statistics=False)
-        models = {
-            which: {"path": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-            for which, path in zip(("original", "variant"), paths, strict=True)
-        }
         outcome = found.outcomes[0]
-        made = certificate(found.question, outcome, epsilon, models, datetime.now(UTC), outcome.verdict)
+        made = certificate(found.question, outcome, epsilon, hashes(paths), datetime.now(UTC), outcome.verdict)
         (tmp_path / "certificate.json").write_text(json.dumps(made))
         report = checker.check(tmp_path / "certificate.json")
         assert report.verdict in ("PROVED", "UNKNOWN"), (pair.name, report)

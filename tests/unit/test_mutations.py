@@ -14,11 +14,9 @@ import numpy as np
 import pytest
 
 from kernels.proof.bounds import Analysis, Argument
-from kernels.proof.checker_bounds import Box, Mate, Pairing
-from kernels.proof.checker_graph import read
-from kernels.proof.checker_lines import Slopes
+from kernels.proof.checker_bounds import Box, Pairing
+from kernels.proof.checker_graph import Lacks, Wrong, load, read
 from kernels.proof.checker_outputs import Outputs
-from kernels.proof.checker_rows import Lacks, Wrong
 from kernels.proof.ir import Expression, Function
 from kernels.proof.lines import Bound, Lines, Range
 from kernels.proof.outputs import bounded
@@ -65,26 +63,15 @@ def cases() -> tuple[Case, ...]:
 
 def reading(folder: Path, question: Question) -> tuple[Pairing, Outputs] | None:
     assert question.product is not None
+    protos = [load(folder / f"{which}.onnx")[0] for which in ("original", "variant")]
     try:
-        original, variant = (
-            read(folder / f"{which}.onnx", name)
-            for which, name in zip(("original", "variant"), question.outputs, strict=True)
-        )
+        original = read(protos[0], question.outputs[0])
+        variant = read(protos[1], question.outputs[1], len(original.units) + 1, 2)
     except Lacks:
         return None
-    units = {unit.tensor: place for place, unit in enumerate(original.units, 1)}
-    mates: list[Mate | None] = []
-    for mate, _ in zip(question.product.mates, variant.units, strict=False):  # a final sigmoid is no unit
-        if mate is None:
-            mates.append(None)
-        elif mate.name[0] == "unary":
-            place = units[mate.name[1]]
-            mates.append(Mate(place, original.units[place - 1].argument))
-        else:
-            mates.append(Mate(None, original.tensors[mate.name[1]]))
-    n = len(variant.tensors[variant.output].rows) if variant.sigmoid else 0
-    skipped = 2 * n, (6 if question.product.mates and question.product.mates[-1] else 2) * n
-    pairing = Pairing(original, variant, mates, skipped)
+    mates = question.product.mates
+    pairs = {unit.tensor: list(mate.name) if mate else None for unit, mate in zip(variant.units, mates, strict=True)}
+    pairing = Pairing(original, variant, pairs)
     return pairing, Outputs(pairing)
 
 
@@ -377,7 +364,7 @@ def caught(bug: Bug, case: Case) -> str:
     return "checker" if found is None or float(found[0]) > claimed * ROOM else ""
 
 
-def slopes_of(analysis: Analysis) -> Slopes:
+def slopes_of(analysis: Analysis) -> list[int]:
     """As a certificate holds them."""
     product, found = analysis.product, []
     places = [*range(1, len(product.original.unaries) + 1)]
@@ -387,7 +374,7 @@ def slopes_of(analysis: Analysis) -> Slopes:
         lines = analysis.nodes[node].lines
         sides = (lines.lower.slope, lines.lower.second, lines.upper.slope, lines.upper.second)
         found += [int(each) for side in sides if side is not None for each in np.rint(side[0] * 256)]
-    return Slopes(found)
+    return found
 
 
 def test_the_prover_as_it_is_is_caught_by_nobody() -> None:
