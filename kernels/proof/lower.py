@@ -59,7 +59,7 @@ class Lowering:
 
     def tensor(self, name: str) -> Tensor:
         """Lowers what the tensor needs, in the order of the graph. Raises Unsupported, BadProblem."""
-        from kernels.proof.operators import OPERATORS
+        from kernels.proof.operators import OF_INTEGERS, OPERATORS
 
         for node in self._needed(name):
             self.reserve(0)
@@ -69,6 +69,9 @@ class Lowering:
             key = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
             if key not in OPERATORS:
                 raise Unsupported(f"operator {key} (node {node.name or node.output[0]!r}) is not modelled")
+            integers = any(each in self.tensors and self.tensors[each].scale for each in node.input)
+            if integers and key not in OF_INTEGERS:  # others take the numbers, not what they stand for
+                raise Unsupported(f"{key} {node.output[0]!r} of integers is not modelled")
             place = 1 if node.op_type == "LinearClassifier" else 0  # its first output is the label
             self._record(node.output[place], OPERATORS[key](self, node))
         if name not in self.tensors:

@@ -83,7 +83,7 @@ def _same(state: Lowering, node: NodeProto) -> Tensor:
 
 def _cast(state: Lowering, node: NodeProto) -> Tensor:
     source, to = state.of(node), attribute(node, "to", 0)
-    if to not in (TensorProto.FLOAT, TensorProto.DOUBLE) or source.scale:
+    if to not in (TensorProto.FLOAT, TensorProto.DOUBLE):
         raise Unsupported(f"Cast {node.output[0]!r} to {TensorProto.DataType.Name(to)} is not modelled")
     expression = source.expression
     if source.double and to == TensorProto.FLOAT:
@@ -318,18 +318,20 @@ def _function(state: Lowering, node: NodeProto) -> Tensor:
             raise Unsupported(f"Clip {node.output[0]!r} with min above max")
         function = Function("relu") if (low, high) == (0.0, np.inf) else Function("clip", low, high)
     elif op == "LeakyRelu":
-        function = Function("leaky", alpha=float(attribute(node, "alpha", 0.01)))
+        function = Function("leaky", alpha=float(attribute(node, "alpha", np.float32(0.01))))
         if not 0 <= function.alpha <= 1:
             raise Unsupported(f"LeakyRelu {node.output[0]!r} with alpha outside of 0..1")
     else:
         function = Function({"Relu": "relu", "Sigmoid": "sigmoid", "Tanh": "tanh"}[op])
     found = state.unary(function, source, node)
-    if op != "Relu" and source.scale:
-        raise Unsupported(f"{op} {node.output[0]!r} of integers")
     expression = found.expression.then(None, None, 1) if op == "LeakyRelu" else found.expression
-    return Tensor(expression, source.shape, found.signature, source.scale, source.double)
+    return Tensor(expression, source.shape, found.signature, None, source.double)
 
 
+# those that move numbers, or take the larger: what the numbers stand for moves with them
+OF_INTEGERS = frozenset(
+    """Reshape Flatten Squeeze Unsqueeze Identity Dropout Gather Slice Transpose Concat MaxPool DequantizeLinear""".split()
+)
 OPERATORS: dict[str, Operator] = {
     **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), _reshaped),
     **dict.fromkeys(("Identity", "Dropout"), _same),

@@ -115,6 +115,8 @@ def ask(original: Path, variant: Path, quantity: Quantity, options: runtime.Opti
     product = pair(nets[0], nets[1]) if len(nets) == 2 and not reason else None
     if product and product.original.tensors[net.output].size != product.variant.tensors[nets[1].output].size:
         raise BadProblem("the models answer with different numbers of outputs")
+    if quantity == "softmax" and product and net.ending != "probabilities" and net.tensors[net.output].size == 1:
+        raise BadProblem("--output softmax: of one output it is always 1; use --output raw or label")
     facts = runtime.semantics(chosen, odd)
     outputs = (ends[0].tensor, ends[1].tensor)
     return Question(quantity, sessions, net, int(np.prod(shape)), shape, outputs, facts, product, reason, served)

@@ -144,6 +144,37 @@ def test_a_bound_through_an_operator_holds(tmp_path: Path, name: str) -> None:
         assert seen <= outcome.bound <= 3 * seen + 0.5
 
 
+INTEGERS: dict[str, Make] = {
+    "relu": lambda b, q: b.node("Relu", q),
+    "max": lambda b, q: b.node("Max", q, q),
+    "concat": lambda b, q: b.node("Concat", q, q, axis=-1),
+    "transpose": lambda b, q: b.node("Transpose", q, perm=[0, 2, 1]),
+    "maxpool": lambda b, q: b.node("MaxPool", q, kernel_shape=[2]),
+}
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+@pytest.mark.parametrize("zero", [np.int8(0), np.int8(-10), np.int8(90)])
+def test_no_bound_of_an_operator_on_integers_is_too_small(tmp_path: Path, name: str, zero: np.int8) -> None:
+    """They stand for other numbers: Relu cuts at 0, not at the zero point. Proved rightly, or not at all."""
+
+    def quantized(b: Builder, x: str) -> str:
+        pair = b.weight(F32(0.1)), b.weight(np.array(zero))
+        return b.node("DequantizeLinear", INTEGERS[name](b, b.node("QuantizeLinear", x, *pair)), *pair)
+
+    original = model(tmp_path / "a.onnx", INTEGERS[name], (2, 4), opset=21)
+    variant = model(tmp_path / "b.onnx", quantized, (2, 4), opset=21)
+    low, high = np.full((1, 8), -1.0), np.full((1, 8), 2.0)
+    (outcome,) = verify(original, variant, low, high, 0.2, "raw", 5.0, statistics=False).outcomes
+    x = np.random.default_rng(4).uniform(-1, 2, (2000, 8)).astype(F32)
+    try:
+        answers = [Model(load(path), "y", Options()).run(x) for path in (original, variant)]
+    except BadProblem:  # no kernel of the runtime takes them
+        assert outcome.verdict == "UNKNOWN"
+        return
+    assert outcome.verdict != "PROVED" or np.abs(answers[0] - answers[1]).max() <= outcome.bound
+
+
 def tree(path: Path, weights: tuple[float, ...], threshold: float = 0.5) -> Path:
     """x_0 <= threshold: the first leaf; else by x_1 <= -1 the second or the third."""
 
@@ -201,3 +232,9 @@ def test_a_net_too_large_is_refused_before_the_work(tmp_path: Path) -> None:
     box = np.zeros((1, 32 * 96 * 96))
     with pytest.raises(BadProblem, match="too large"):
         verify(path, path, box, box, 0.1, "raw")
+
+
+def test_the_softmax_of_one_output_says_nothing(tmp_path: Path) -> None:
+    a = model(tmp_path / "a.onnx", lambda b, x: b.dense(x, 4, 1), (4,))
+    with pytest.raises(BadProblem, match="it is always 1; use --output raw"):
+        ask(a, a, "softmax")
