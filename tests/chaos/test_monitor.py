@@ -22,6 +22,7 @@ from onnx import TensorProto
 from infra.commands import live_state
 from schemas import framing
 from streams import topics
+from streams.admin import Admin, monitor_sources
 from streams.control import FREEZE, UNFREEZE, Control
 from streams.settings import Settings
 from tests import nets
@@ -91,10 +92,20 @@ def test_kills_lose_and_double_nothing(make_place: Callable[..., Place], show: S
                 if number % 3:
                     until(lambda c=count: len(running.named("ready")) > c, 40, running.tail)
                     back.append(time.monotonic() - killed)
+        tallies.transaction(tallies.some(MODELS, 1, time.time_ns() // 1_000_000))
         until(lambda: sums(kept(place.kafka, place.prefix)) == tallies.counted, 30, lambda: differs(place, tallies))
         assert running.stop() == 0, running.tail()
+    behind_the_last(place)
     show(f"{KILLS} kills: {tallies.committed} tallies counted once, {tallies.aborted} aborted ones not; "
          f"ready again after {max(back):.1f} s at most")  # fmt: skip
+
+
+def behind_the_last(place: Place) -> None:
+    """A restart reads nothing again: the group is behind the last record, before the marker of its transaction."""
+    admin = Admin(Settings(kafka=place.kafka, prefix=place.prefix))
+    source = monitor_sources(admin.settings)[0]
+    committed, ends = admin.committed([source]), admin.ends([source.topic])
+    assert committed[source.group, source.topic, 0] == ends[source.topic, 0] - 1
 
 
 def differs(place: Place, tallies: Tallies) -> str:
