@@ -329,8 +329,9 @@ def _function(state: Lowering, node: NodeProto) -> Tensor:
 
 
 # those that move numbers, or take the larger: what the numbers stand for moves with them
-OF_INTEGERS = frozenset(
-    """Reshape Flatten Squeeze Unsqueeze Identity Dropout Gather Slice Transpose Concat MaxPool DequantizeLinear""".split()
+OF_INTEGERS = (
+    *("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"),
+    *("Gather", "Slice", "Transpose", "Concat", "MaxPool", "DequantizeLinear"),
 )
 OPERATORS: dict[str, Operator] = {
     **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), _reshaped),
