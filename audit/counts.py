@@ -22,6 +22,7 @@ DAY_MS = 86_400_000
 DAYS_KEPT = 15
 RECENT_IDS = 256  # a tally that is produced twice comes twice within these
 WORKERS_MAX = 256  # of a day
+EPOCHS_KEPT = 3  # other than the own, of which totals of labels came
 RECENT_ROWS = 500  # drift is judged by at least as many of the newest: twice as many would find a shift too late
 GROUPS_MAX = 1100  # the actor's bound is the model's groups_max, at most 1,024
 FEATURES_MAX = 128
@@ -93,8 +94,9 @@ class Counts:
 
     `offsets`: the last counted, by topic/partition; `recent`: hashes of the newest ids; `epoch`: how many freezes were
     ended; `ended`: the last of those; `since`, `at`: first and last tally of the epoch, ms; `missing`: decided and
-    favourable of requests that did not say their group, by attribute; `labels`: totals; `labels_before`: those of
-    former epochs; `days`: by the number of the day since 1970.
+    favourable of requests that did not say their group, by attribute; `labels`: totals by the `ended` that they are of,
+    "" before any, for the store may see the end of a freeze before the monitor does; `days`: by the number of the day
+    since 1970.
     """
 
     model: str
@@ -108,8 +110,7 @@ class Counts:
     requests: int = 0
     groups: Groups = field(default_factory=dict)
     missing: dict[str, list[int]] = field(default_factory=dict)
-    labels: Groups = field(default_factory=dict)
-    labels_before: Groups = field(default_factory=dict)
+    labels: dict[str, Groups] = field(default_factory=dict)
     days: dict[int, Day] = field(default_factory=dict)
     features: dict[str, Feature] = field(default_factory=dict)
     scales: Mapping[str, Scale] = field(default_factory=dict)
@@ -123,7 +124,7 @@ class Counts:
         if self._seen(f"{tally['kind']} {tally['id']}"):
             return "repeated"
         if tally["kind"] == "labels":
-            return "" if self._label(tally) else "older_labels"
+            return self._label(tally)
         self._count_day(tally, latency)
         for counts, found in zip(histograms, tally["histograms"], strict=True):
             self._count_feature(found, counts, tally["at"])
@@ -143,18 +144,10 @@ class Counts:
         self.epoch, self.ended = self.epoch + 1, ended
         self.since = self.at = self.requests = 0
         self.groups, self.missing = {}, {}
-        self.labels_before = self.labels
 
     def labelled(self) -> Groups:
-        """The totals of the labels that came in this epoch."""
-        found: Groups = {}
-        for attribute, groups in self.labels.items():
-            before = self.labels_before.get(attribute, {})
-            for group, counts in groups.items():
-                own = [now - then for now, then in zip(counts, before.get(group, [0, 0, 0, 0]), strict=True)]
-                if own[0] > 0 and min(own) >= 0:
-                    found.setdefault(attribute, {})[group] = own
-        return found
+        """The totals of the labels of decisions that were made in this epoch, whenever the labels came."""
+        return self.labels.get(self.ended or "", {})
 
     def coverage(self, attribute: str) -> tuple[int, float]:
         """All decisions, and the share of them that carry the attribute."""
@@ -185,17 +178,22 @@ class Counts:
         del self.recent[:-RECENT_IDS]
         return False
 
-    def _label(self, tally: Mapping[str, Any]) -> bool:
-        """Totals replace the earlier ones, unless those are of more labels."""
+    def _label(self, tally: Mapping[str, Any]) -> str:
+        """Totals replace the earlier ones of their epoch, unless those are of more labels; why not counted, or ""."""
         found: Groups = {}
         for each in tally["groups"]:
             if each["group"] is not None:
                 counts = [each[name] for name in CONFUSION]
                 found.setdefault(each["attribute"], {})[each["group"]] = counts
-        if _labels(found) < _labels(self.labels):
-            return False
-        self.labels = found
-        return True
+        epoch, own = tally["ended"] or "", self.ended or ""
+        if _labels(found) < _labels(self.labels.get(epoch, {})):
+            return "older_labels"
+        self.labels.pop(epoch, None)  # the newest are the last
+        self.labels[epoch] = found
+        others = [each for each in self.labels if each != own]
+        for old in others[:-EPOCHS_KEPT]:
+            del self.labels[old]
+        return "" if epoch == own else "other_epoch"
 
     def _count_group(self, found: Mapping[str, Any]) -> None:
         attribute, group = found["attribute"], found["group"]

@@ -10,7 +10,7 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from audit import labels, sql
-from audit.labels import Decided, GroupKey, Label, LabelCount, Pair, Setting, Settings
+from audit.labels import Decided, GroupKey, Label, LabelCount, Pair, Setting, Settings, Totals
 from audit.watched import clean
 from kernels.spec import ModelSpec
 
@@ -33,13 +33,15 @@ class Joined:
 
 
 def join(connection: psycopg.Connection) -> Joined:
-    """Looks up the labels that are due, about LABELS_MAX; none while another writer does so."""
+    """Looks up the labels that are due, about LABELS_MAX; none while another writer does so. First come the freezes
+    that were ended: from then on the totals are of what was decided since."""
     waiting = _number(connection, "count_waiting_labels", [WAITING_MAX])
-    if not waiting or not _number(connection, "try_lock", [_JOINER]):
+    if not _number(connection, "try_lock", [_JOINER]):
         return Joined({}, frozenset(), waiting)
+    begun = _begin_epochs(connection)
     due = [Label(*row) for row in connection.execute(sql.query("due_labels"), {"labels": LABELS_MAX})]
     if not due:
-        return Joined({}, frozenset(), waiting)
+        return Joined({}, frozenset(begun), waiting)
     settings = _settings(connection)
     verdicts = labels.judge(due, _found(connection, due), settings)
     connection.execute(
@@ -52,8 +54,8 @@ def join(connection: psycopg.Connection) -> Joined:
     )
     pairs = [(each, label) for label, verdict in zip(due, verdicts, strict=True) for each in verdict.joins]
     _insert_joins(connection, pairs)
-    counted = [Pair(*each[2:6], label.outcome) for each, label in pairs]
-    changed = _add(connection, counted, settings)
+    counted = [Pair(*each[2:6], label.outcome) for each, label in pairs if each.counts]
+    changed = begun | _add(connection, counted, settings)
     states: dict[str, int] = {}
     for verdict in verdicts:
         states[verdict.state] = states.get(verdict.state, 0) + 1
@@ -75,10 +77,14 @@ def keep_settings(connection: psycopg.Connection, specs: Iterable[ModelSpec]) ->
     return {(row[0], row[1]) for row in connection.execute("select distinct model, version from audit.label_count")}
 
 
-def totals(connection: psycopg.Connection, releases: Iterable[tuple[str, str]]) -> dict[GroupKey, LabelCount]:
-    """The totals of these releases."""
-    found = connection.execute(sql.query("label_totals"), _columns(sorted(releases), 2))
-    return {GroupKey(*row[:4]): LabelCount(*row[4:]) for row in found}
+def totals(connection: psycopg.Connection, releases: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Totals]:
+    """The totals of each of these releases; one statement, so that they are of the epoch that they say."""
+    found: dict[tuple[str, str], Totals] = {}
+    for ended, *row in connection.execute(sql.query("label_totals"), _columns(sorted(releases), 2)):
+        counts = found.setdefault((row[0], row[1]), Totals(ended, {})).counts
+        if row[2] is not None:
+            counts[GroupKey(*row[:4])] = LabelCount(*row[4:])
+    return found
 
 
 def _number(connection: psycopg.Connection, query: str, given: Sequence[Any]) -> int:
@@ -120,6 +126,15 @@ def _add(connection: psycopg.Connection, joined: Sequence[Pair], settings: Setti
         rows = [(*key, *number) for key, number in counts.items()]
         connection.execute(sql.query("add_label_counts"), _columns(rows, 8))
     return {(key.model, key.version) for key in counts}
+
+
+def _begin_epochs(connection: psycopg.Connection) -> Releases:
+    """Counts anew the releases of which a freeze was ended, and returns them."""
+    begun = {(row[0], row[1]) for row in connection.execute(sql.query("begin_label_epochs"))}
+    settings = _settings(connection) if begun else {}
+    for release in begun:
+        _recount(connection, release, settings[release])
+    return begun
 
 
 def _recount(connection: psycopg.Connection, release: tuple[str, str], setting: Setting) -> None:

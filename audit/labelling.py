@@ -9,7 +9,7 @@ from typing import Any
 from confluent_kafka import KafkaException, Producer
 
 from audit.joining import LABELS_MAX
-from audit.labels import GroupKey, LabelCount
+from audit.labels import Totals
 from audit.store import Store
 from kernels.spec import ModelSpec
 from schemas import framing
@@ -77,8 +77,7 @@ class Labelling:
         sent, self._unsent = self._unsent, set()
         totals = self._store.label_totals(sent)
         for release in sorted(sent):
-            own = {key: number for key, number in totals.items() if key[:2] == release}
-            value = framing.encode(NAME, tally(release, own, self._worker, self._now_ms()))
+            value = framing.encode(NAME, tally(release, totals[release], self._worker, self._now_ms()))
             try:
                 self._producer.produce(
                     self._topic, value, "/".join(release), on_delivery=partial(self._delivered, release)
@@ -91,15 +90,17 @@ class Labelling:
             self._unsent.add(release)
 
 
-def tally(release: Release, totals: Mapping[GroupKey, LabelCount], worker: str, now_ms: int) -> dict[str, Any]:
-    """The Tally of kind labels; its id says how many labels are in it, so that the one with more wins."""
+def tally(release: Release, totals: Totals, worker: str, now_ms: int) -> dict[str, Any]:
+    """The Tally of kind labels; its id says of which epoch and of how many labels, so that the one with more wins."""
     model, version = release
     labelled: dict[str, int] = {}
-    for key, number in totals.items():
+    for key, number in totals.counts.items():
         labelled[key.attribute] = labelled.get(key.attribute, 0) + number.decided
-    groups = [{"attribute": key.attribute, "group": key.group, **number._asdict()} for key, number in totals.items()]
+    counts = totals.counts.items()
+    groups = [{"attribute": key.attribute, "group": key.group, **number._asdict()} for key, number in counts]
+    parts = (*release, *filter(None, [totals.ended]), str(max(labelled.values(), default=0)))
     return {
-        "id": f"{model}/{version}/{max(labelled.values(), default=0)}", "kind": "labels", "model": model,
-        "version": version, "worker": worker, "priority": "", "at": now_ms, "received_at": now_ms, "requests": 0,
-        "outcomes": {}, "groups": groups, "histograms": [], "latency": b"", "releases": [],
+        "id": "/".join(parts), "kind": "labels", "model": model, "version": version, "worker": worker,
+        "priority": "", "at": now_ms, "received_at": now_ms, "requests": 0, "outcomes": {}, "groups": groups,
+        "histograms": [], "latency": b"", "releases": [], "ended": totals.ended,
     }  # fmt: skip

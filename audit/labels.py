@@ -42,7 +42,7 @@ class Label(NamedTuple):
 
 class Decided(NamedTuple):
     """A request that has the id of a label. `source`: topic id, partition, offset; `decision`: None where it ended
-    without one; `label`: the outcome that an earlier label gave it."""
+    without one; `label`: the outcome that an earlier label gave it; `counts`: made since the last freeze was ended."""
 
     source: tuple[int, int, int]
     received_at: Any
@@ -51,6 +51,7 @@ class Decided(NamedTuple):
     decision: str | None
     attributes: Mapping[str, str]
     label: str | None
+    counts: bool = True
 
 
 class Pair(NamedTuple):
@@ -93,6 +94,13 @@ class LabelCount(NamedTuple):
 
     def __add__(self, other: Any) -> LabelCount:
         return LabelCount(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+class Totals(NamedTuple):
+    """The counts of a release, of decisions made since the freeze `ended` was ended; None: of all, none was."""
+
+    ended: str | None
+    counts: dict[GroupKey, LabelCount]
 
 
 def judge(labels: Sequence[Label], found: Mapping[int, Sequence[Decided]], settings: Settings) -> list[Verdict]:

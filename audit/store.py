@@ -21,7 +21,7 @@ from psycopg.types.json import Jsonb
 from audit import joining, rows, sql
 from audit.dictionaries import Dictionaries
 from audit.joining import Joined, Releases
-from audit.labels import GroupKey, LabelCount
+from audit.labels import Totals
 from audit.watched import Refusal, Row, Statement, Watched, moment
 from kernels.spec import ModelSpec
 from schemas.errors import LraiError, StoreUnavailable
@@ -210,7 +210,7 @@ class Store:
         with self._transaction() as connection:
             return joining.join(connection)
 
-    def label_totals(self, releases: Iterable[tuple[str, str]]) -> dict[GroupKey, LabelCount]:
+    def label_totals(self, releases: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Totals]:
         """The totals of the labels of these releases."""
         with self._transaction() as connection:
             return joining.totals(connection, releases)

@@ -40,7 +40,7 @@ def tally(
         "releases": [{"variant": None, "certificate": None, "requests": requests, "rows": requests,
                       "execution_s": requests / 1024}],
         "cpu_s": 0.0, "gpu_s": 0.0, "energy_j": 0.0, "energy_source": "estimate", "cost": 0.0, "currency": "EUR",
-        "frozen": None, **more,
+        "frozen": None, "ended": None, **more,
     }  # fmt: skip
 
 

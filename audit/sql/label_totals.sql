@@ -1,4 +1,5 @@
-select model, version, attribute, "group", decided, favourable, positive, true_positive
-from audit.label_count
-where (model, version) in (select * from unnest(%s::text[], %s::text[]))
+select e.ended, model, version, c.attribute, c."group", c.decided, c.favourable, c.positive, c.true_positive
+from unnest(%s::text[], %s::text[]) asked (model, version)
+left join audit.label_epoch e using (model, version)
+left join audit.label_count c using (model, version)
 order by model, version, attribute, "group"

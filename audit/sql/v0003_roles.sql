@@ -9,8 +9,8 @@ begin
     for reader in select rolname from pg_roles where rolname in ('lrai_reader', 'lrai_attributes_reader') loop
         execute format('grant select on audit.refused_record, audit.model_setting, audit.model_setting_now,
             audit.model_release, audit.cost_by_model_hour, audit.fairness_window, audit.drift_window,
-            audit.label, audit.label_join, audit.labelled_decision, audit.accuracy_by_group, audit.odds_by_group,
-            audit.label_coverage, audit.complaint_state, audit.complaints_by_week to %I', reader);
+            audit.label, audit.label_join, audit.label_epoch, audit.labelled_decision,
+            audit.accuracy_by_group, audit.odds_by_group, audit.label_coverage, audit.complaint_state, audit.complaints_by_week to %I', reader);
         execute format('grant select (id, kind, model, version, worker, priority, at, received_at, requests,
             consent_missing, cpu_s, gpu_s, energy_j, energy_source, cost, currency, frozen, latency, outcomes, releases)
             on audit.tally_row to %I', reader);

@@ -3,6 +3,7 @@ alter table audit.release add column frozen text;
 
 -- Of a freeze, and of the unfreeze that names it. The evidence is in audit.incident, where readers of small groups see it.
 alter table audit.control_event add column control_id text;
+create index control_event_unfreeze on audit.control_event (partition, "offset") where kind = 'unfreeze';
 
 -- A record of a watched topic that is no row: where it lay and why.
 create table audit.refused_record (
@@ -191,7 +192,18 @@ create table audit.label_join (
 );
 create index label_join_label on audit.label_join (label_id);
 
--- Totals of the joined labels; "group" is null where the request did not say. Groups beyond groups_max are "(other)".
+-- The freeze of a release that was ended last, as far as audit.label_count knows; without a row none was. Only decisions
+-- that were answered after `since`, and not under that freeze, are counted there.
+create table audit.label_epoch (
+    model text not null,
+    version text not null,
+    ended text not null,
+    since timestamptz not null,
+    primary key (model, version)
+);
+
+-- Totals of the joined labels of the epoch; "group" is null where the request did not say.
+-- Groups beyond groups_max are "(other)".
 create table audit.label_count (
     key uuid primary key,
     model text not null,

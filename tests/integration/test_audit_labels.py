@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,7 +21,8 @@ from audit.store import AuditWindow, Store, migrate
 from kernels.spec import ModelSpec
 from schemas import framing
 from schemas.errors import StoreUnavailable
-from tests.decisions import Row, batch_of
+from streams.control import FREEZE, UNFREEZE, Control
+from tests.decisions import RECEIVED_MS, Row, batch_of
 from tests.watched import Writing, fetch
 
 KEY = b"a key of the tests"
@@ -62,9 +63,10 @@ class Decisions:
         self.store = store
         self.next: int | None = None
 
-    def __call__(self, *rows: Row) -> None:
+    def __call__(self, *rows: Row, at_ms: int = RECEIVED_MS) -> None:
         following = (self.next or 0) + 1
-        self.store.write(AuditWindow([("lrai.decisions", 0, self.next, following)], [batch_of(rows)], [], []))
+        batch = batch_of(rows, answered_at_us=at_ms * 1000)
+        self.store.write(AuditWindow([("lrai.decisions", 0, self.next, following)], [batch], [], []))
         self.next = following
 
 
@@ -115,7 +117,7 @@ def test_labels_are_joined_counted_and_refused(url: str, store: Store) -> None:
         "pending", "pending",
     ]  # fmt: skip
     assert store.join_labels().states == {}
-    totals = store.label_totals([("m", "1")])
+    totals = store.label_totals([("m", "1")])["m", "1"].counts
     assert {(key.attribute, key.group): tuple(number) for key, number in totals.items()} == {
         ("sex", "F"): (2, 2, 1, 1), ("sex", "M"): (2, 0, 1, 0),
         ("age", "old"): (2, 2, 1, 1), ("age", None): (2, 0, 1, 0),
@@ -194,7 +196,7 @@ def test_other_settings_count_the_labels_anew(url: str, store: Store) -> None:
     store.join_labels()
     assert store.keep_settings([SPEC]) == {("m", "1")}
     assert store.keep_settings([replace(SPEC, favourable="no", sensitive_features=("sex",), intersections=())])
-    totals = store.label_totals([("m", "1")])
+    totals = store.label_totals([("m", "1")])["m", "1"].counts
     assert {(key.attribute, key.group): tuple(number) for key, number in totals.items()} == {("sex", "F"): (5, 0, 5, 0)}
     assert fetch(url, AGREE) == [(0,)]
     assert fetch(url, "select favourable from audit.model_setting order by id") == [("yes",), ("no",)]
@@ -272,6 +274,69 @@ def test_the_totals_go_to_the_monitor_and_again_after_a_restart(url: str, store:
 
 def labeller(store: Store, producer: Producing) -> Labelling:
     return Labelling(store, [SPEC], producer, "lrai.tallies", "w", lambda: 0)  # type: ignore[arg-type]
+
+
+def control(kind: str, at_ms: int, name: str | None = "f1") -> tuple[str, dict[str, Any]]:
+    return "control", asdict(Control(kind, "m", "1", None, "ann", "a test", at_ms, name))
+
+
+def told(producer: Producing) -> tuple[str | None, dict[str | None, int]]:
+    """What the newest tally says of sex: the freeze that was ended, and decisions with a label by group."""
+    record = producer.sent[-1][2]
+    return record["ended"], {each["group"]: each["decided"] for each in record["groups"] if each["attribute"] == "sex"}
+
+
+def test_after_an_unfreeze_the_totals_are_of_what_was_decided_since(url: str, store: Store) -> None:
+    producer, decide, write = Producing(), Decisions(store), Writing(store)
+    labelling = labeller(store, producer)
+    frozen_ms, ended_ms = RECEIVED_MS + 1000, RECEIVED_MS + 2000
+    woman, man = (Row(0, decision=said, attributes={"sex": sex}) for said, sex in (("yes", "F"), ("no", "M")))
+    decide(*(replace(woman, offset=i, request_id=f"old{i}") for i in range(3)), at_ms=frozen_ms - 1)
+    write.records(label("old0"), control(FREEZE, frozen_ms))
+    labelling.step(0.0, came=True)
+    assert told(producer) == (None, {"F": 1})
+    write.records(control(UNFREEZE, ended_ms))
+    labelling.step(10.0, came=False)
+    assert (told(producer), producer.sent[-1][2]["id"]) == (("f1", {}), "m/1/f1/0")
+    decide(replace(man, offset=10, request_id="flagged", frozen="f1"), at_ms=ended_ms + 50)
+    decide(*(replace(man, offset=20 + i, request_id=f"new{i}") for i in range(2)), at_ms=ended_ms + 60)
+    write.records(label("old1", "no"), label("flagged"))
+    sent = len(producer.sent)
+    labelling.step(20.0, came=True)
+    assert len(producer.sent) == sent  # they change nothing
+    write.records(label("old2"), label("new0"))
+    labelling.step(30.0, came=True)
+    assert told(producer) == ("f1", {"M": 1})
+    assert store.keep_settings([replace(SPEC, groups_max=9)]) == {("m", "1")}  # counted anew
+    assert store.label_totals([("m", "1")])["m", "1"].ended == "f1"
+    labels = "select \"group\", labelled from audit.odds_by_group where attribute = 'sex' order by 1"
+    assert fetch(url, labels) == [("F", 3), ("M", 2)]
+    again = labeller(store, producer)
+    again.start()
+    again.step(0.0, came=False)
+    assert told(producer) == ("f1", {"M": 1})
+
+
+def test_an_unfreeze_that_is_stored_late_and_the_next_one_count_anew(url: str, store: Store) -> None:
+    decide, write = Decisions(store), Writing(store)
+    for number in range(4):
+        row = Row(number, request_id=f"r{number}", decision="yes", attributes={"sex": "F"})
+        decide(row, at_ms=RECEIVED_MS + 1000 * number)
+    write.records(*(label(f"r{i}") for i in range(4)), control(UNFREEZE, RECEIVED_MS + 500, None))
+    assert store.join_labels().states == {"joined": 4}
+
+    def women() -> tuple[str | None, int]:
+        found = store.label_totals([("m", "1")])["m", "1"]
+        return found.ended, sum(each.decided for key, each in found.counts.items() if key[2:] == ("sex", "F"))
+
+    assert women() == (None, 4)  # the monitor begins no epoch by one that names no freeze
+    write.records(control(UNFREEZE, RECEIVED_MS + 500))
+    assert (store.join_labels().releases, women()) == ({("m", "1")}, ("f1", 3))
+    write.records(control(UNFREEZE, RECEIVED_MS + 2500))  # the same freeze ends once
+    assert (store.join_labels().releases, women()) == (set(), ("f1", 3))
+    write.records(control(FREEZE, RECEIVED_MS + 1500, "f2"), control(UNFREEZE, RECEIVED_MS + 2000, "f2"))
+    assert (store.join_labels().releases, women()) == ({("m", "1")}, ("f2", 1))
+    assert store.label_totals([("n", "1")]) == {("n", "1"): (None, {})}
 
 
 def test_joining_uses_the_index_of_request_ids(url: str, store: Store) -> None:

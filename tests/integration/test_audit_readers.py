@@ -26,8 +26,8 @@ FAIRNESS = {
     "limit": 0.05, "alpha": 0.01, "method": "sequence", "state": "warn",
 }  # fmt: skip
 OPEN = ("refused_record", "model_setting", "model_release", "cost_by_model_hour", "fairness_window", "drift_window",
-        "label", "label_join", "labelled_decision", "accuracy_by_group", "odds_by_group", "label_coverage",
-        "complaint_state", "complaints_by_week")  # fmt: skip
+        "label", "label_join", "label_epoch", "labelled_decision", "accuracy_by_group", "odds_by_group",
+        "label_coverage", "complaint_state", "complaints_by_week")  # fmt: skip
 CLOSED = ("tally_row", "fairness_row", "alert", "incident", "label_count", "labelled_group", "complaint",
           "complaint_action")  # fmt: skip
 

@@ -98,7 +98,7 @@ def test_an_epoch_starts_anew_and_what_was_answered_under_its_freeze_is_not_its_
     assert (found.epoch, found.groups, found.labelled(), found.since) == (1, {}, {}, 0)
     assert found.add(tally({"sex": {"F": (1, 1)}}, frozen="f1"), "t/0", 2) == "former_epoch"
     found.add(tally({"sex": {"F": (7, 6)}}, at=AT_MS + 9), "t/0", 3)
-    found.add(tally({"sex": {"F": (9, 5, 4, 2)}}, kind="labels"), "t/0", 4)
+    found.add(tally({"sex": {"F": (5, 3, 2, 1)}}, kind="labels", ended="f1"), "t/0", 4)
     assert (found.groups, found.labelled(), found.since) == (
         {"sex": {"F": [7, 6]}},
         {"sex": {"F": [5, 3, 2, 1]}},
@@ -114,6 +114,34 @@ def test_label_totals_replace_and_the_one_with_more_wins() -> None:
         why = found.add(tally({"sex": {"F": (total, 3, 2, 1)}}, kind="labels"), "t/0", offset)
         assert why == ("older_labels" if total == 7 else "")
     assert found.labelled() == {"sex": {"F": [9, 3, 2, 1]}}
+
+
+def labels(total: int, ended: str | None) -> dict[str, Any]:
+    return tally({"sex": {"F": (total, 3, 2, 1)}}, kind="labels", ended=ended)
+
+
+def test_totals_of_labels_count_in_the_epoch_that_they_name() -> None:
+    found = counts()
+    told = [(5, None), (4, "f1"), (9, None)]
+    assert [found.add(labels(*each), "t/0", i) for i, each in enumerate(told)] == ["", "other_epoch", ""]
+    assert found.labelled()["sex"]["F"][0] == 9
+    found = Counts.decode(found.encode(), SCALES)
+    found.begin_epoch("f1")  # the store knew of it earlier
+    assert found.labelled() == {"sex": {"F": [4, 3, 2, 1]}}
+    late = [(100, None), (6, "f1"), (5, "f1")]
+    why = [found.add(labels(*each), "t/0", 3 + i) for i, each in enumerate(late)]
+    assert why == ["other_epoch", "", "older_labels"]
+    assert found.labelled()["sex"]["F"][0] == 6
+    found.begin_epoch("f2")
+    assert found.labelled() == {}
+
+
+def test_what_other_epochs_say_of_labels_is_bounded_and_leaves_the_own() -> None:
+    found = counts()
+    found.add(labels(5, None), "t/0", 0)
+    for number in range(100):
+        found.add(labels(4, f"f{number}"), "t/0", 1 + number)
+    assert list(found.labels) == ["", "f97", "f98", "f99"] and found.labelled()["sex"]["F"][0] == 5
 
 
 @pytest.mark.parametrize("wrong", [

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from audit import labels
 from audit.labelling import tally
-from audit.labels import OTHER, Decided, GroupKey, Label, LabelCount, Pair, Setting, Verdict, count
+from audit.labels import OTHER, Decided, GroupKey, Label, LabelCount, Pair, Setting, Totals, Verdict, count
 from schemas import framing
 
 RELEASE = ("m", "1")
@@ -120,8 +120,13 @@ def test_the_tally_of_labels_can_be_written_and_its_id_says_how_many() -> None:
         GroupKey(*RELEASE, "sex", None): LabelCount(4, 0, 0, 0),
         GroupKey(*RELEASE, "age", None): all_of_them,
     }
-    name, record = framing.decode(framing.encode("tally", tally(RELEASE, totals, "w", 5)))
-    assert (name, record["id"], record["kind"]) == ("tally", "m/1/7", "labels")
+    name, record = framing.decode(framing.encode("tally", tally(RELEASE, Totals(None, totals), "w", 5)))
+    assert (name, record["id"], record["kind"], record["ended"]) == ("tally", "m/1/7", "labels", None)
     assert record["groups"][0] == {
         "attribute": "sex", "group": "F", "decided": 3, "favourable": 2, "positive": 1, "true_positive": 1
     }  # fmt: skip
+
+
+def test_the_tally_of_labels_names_the_freeze_that_was_ended_last() -> None:
+    _, record = framing.decode(framing.encode("tally", tally(RELEASE, Totals("f1", {}), "w", 5)))
+    assert (record["id"], record["ended"], record["groups"]) == ("m/1/f1/0", "f1", [])

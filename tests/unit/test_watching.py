@@ -104,6 +104,23 @@ def test_labels_give_odds_with_their_coverage() -> None:
     assert found["equalized_odds_difference"]["state"] == "alarm"
 
 
+def test_labels_of_decisions_before_an_unfreeze_do_not_freeze_again_nor_cover() -> None:
+    biased = {"sex": {"F": (500, 250, 250, 240), "M": (500, 250, 250, 60)}}
+    counts = counted(tally(EQUAL), tally(biased, kind="labels"))
+    first = watch().look(counts, False, 0)[0].record
+    assert (first["kind"], json.loads(first["evidence"])["definition"]) == ("freeze", "equalized_odds_difference")
+    counts.begin_epoch(first["id"])
+    counts.add(tally({"sex": {"F": (10, 3), "M": (10, 3)}}), "t/0", 2)
+    more = {"sex": {"F": (900, 450, 450, 440), "M": (900, 450, 450, 60)}}  # came after it
+    assert counts.add(tally(more, kind="labels"), "t/0", 3) == "other_epoch"
+    few = {"sex": {"F": (2, 1, 1, 1), "M": (3, 1, 1, 1)}}
+    counts.add(tally(few, kind="labels", ended=first["id"]), "t/0", 4)
+    told = [each.record for each in watch().look(counts, False, 1)]
+    odds = [each for each in told if each.get("definition", "").startswith("equal")]
+    assert [(each["state"], each["epoch"], each["coverage"]) for each in odds] == [("insufficient", 1, 0.25)] * 2
+    assert not any(each.get("kind") == "freeze" for each in told)
+
+
 def test_the_level_is_shared_by_the_attributes_and_each_has_its_reference() -> None:
     spec = replace(
         SPEC, sensitive_features=("sex", "age"), intersections=(("sex", "age"),), reference_group={"sex": "M"}
