@@ -44,6 +44,29 @@ def bounded(analysis: Analysis | ForestAnalysis, quantity: Quantity) -> Worst:
     return Worst(bound, rows.real.max(1), _of(rows.influence, at))
 
 
+def sufficient(analysis: Analysis, quantity: Quantity, epsilon: float) -> tuple[F64, F64] | None:
+    """Rows of the outputs' difference and limits, within which the quantity is within epsilon; None: not known here.
+
+    Of one box. A probability changes no more by smaller differences of pairs than by larger ones.
+    """
+    net = analysis.product.original
+    n = net.tensors[net.output].size
+    if quantity == "raw" or (quantity == "softmax" and net.ending == "probabilities"):
+        most = epsilon / (1 + 2.0**-22) if analysis.floats else epsilon
+        return np.concatenate([np.eye(n), -np.eye(n)]), np.full(2 * n, most)
+    if quantity == "label" or not 1 < n <= PAIRS_MAX:
+        return None
+    rows = np.concatenate([_differences(n, i) for i in range(n)])
+    away = analysis.outputs(rows, "original").total[0].reshape(n, n - 1)
+    low, high = -analysis.outputs(-rows, "original").total[0].reshape(n, n - 1), away
+    left = epsilon - (softmax_rounding(n) if analysis.floats else 0.0)
+    limits = np.zeros((1, n))
+    for step in 2.0 ** np.arange(6, -30, -1):
+        most = np.repeat((limits + step)[:, :, None], n - 1, 2)
+        limits = np.where(_changed(-most, most, low[None], high[None]) <= left, limits + step, limits)
+    return np.concatenate([rows, -rows]), np.tile(np.repeat(limits[0], n - 1), 2)
+
+
 def measured(net: Net, quantity: Quantity, original: F64, variant: F64) -> F64:
     """The same of values: float64[rows] of float64[rows, outputs]. What is not finite is infinitely wrong."""
     with np.errstate(invalid="ignore", over="ignore"):
