@@ -1,8 +1,8 @@
 """Upper bounds of a linear function of both nets' outputs over one box, from any Lagrange multipliers. Pure.
 
 Each argument a of a function is the value of its expression plus an error e. With a multiplier m for each of these
-equations, row . outputs <= constants + sum |m| e + the sum over cells of the largest p f(z) + q g(v) - m z - m' v, where
-p and q are what row and multipliers make of the values: weak duality, so that any multipliers are sound (the
+equations, row . outputs <= constants + sum |m| |e| + the sum over cells of the largest p f(z) + q g(v) - m z - m' v,
+where p and q are what row and multipliers make of the values: weak duality, so that any multipliers are sound (the
 decomposition of Bunel et al., JMLR 2020). A cell is a function of the variant with its mate, or one function alone;
 its arguments lie in a polygon, on which the functions are piecewise linear, so that corners hold the largest value.
 A cell's window may be smaller than what the box allows: then the bound is about the inputs that lead there.
@@ -17,25 +17,26 @@ import numpy as np
 import numpy.typing as npt
 
 from kernels.proof.bounds import Analysis, Argument
-from kernels.proof.ir import F64, IDENTITY, Expression, Function
+from kernels.proof.ir import F64, IDENTITY, Function
 from kernels.proof.lines import Range
+from kernels.proof.pair import Product
 from kernels.proof.staircase import side
 
 Floats = npt.NDArray[np.floating]
 Z, V, D, LEVELS = 0, 1, 2, 3  # of a window: arguments, their difference, levels of the original's function (+ 1: ours)
-AT_Z, AT_V, F_UP, F_DOWN, G_UP, G_DOWN = range(6)  # of corners
+F_UP, F_DOWN, G_UP, G_DOWN = 2, 3, 4, 5  # of corners, behind Z and V
 _SLACK = 2.0**-42
 _OWN = 2.0**-40  # our own rounding, of all magnitudes in a sum
 
 
 @dataclass
 class Slot:
-    """A function's argument: matrices on values of other slots (0: the input), and what is known of its error."""
+    """A function's argument: matrices on values of other slots (0: the input), a constant, the size of its error."""
 
     terms: list[tuple[int, Floats]]
     constant: Floats
     error: Floats
-    noise: float  # of the function's value
+    noise: float = 0.0  # of the function's value
 
     def single(self) -> Slot:
         """In single precision, to find multipliers with."""
@@ -45,252 +46,184 @@ class Slot:
 
 @dataclass
 class Cells:
-    """Functions that are bounded together. `windows`: float64[5, 2, n], low and high; `corners`: float64[6, corners, n].
+    """Functions f of z and g of v that are bounded together; one that is not there stands for zero.
 
-    The first slot is the original's function f of z, the second the variant's g of v; where there is none it is zero.
+    slots: of z and v. windows: float64[5, 2, n], low and high. corners: float64[6, corners, n].
     """
 
-    f: Function
-    g: Function
+    functions: tuple[Function, Function]
     slots: tuple[int, int]
     windows: F64
     corners: F64
-    start: tuple[F64, F64, F64]  # slopes of today's lines: float64[2 signs, n] of g by v and by z, and of f by z
 
 
-def corners(f: Function, g: Function, windows: F64) -> F64:
+def corners(functions: tuple[Function, Function], windows: F64) -> F64:
     """float64[6, corners, n]: corners of the region cut where the functions bend; unused ones repeat another."""
-    (zl, zh), (vl, vh), (dl, dh) = windows[:3]
-    size = [np.maximum(np.abs(each[0]), np.abs(each[1])) for each in windows[:3]]
-    room = _SLACK * (size[Z] + size[V] + size[D])
-    theirs = [side(f, zl, zh, sign, room, windows[LEVELS]) for sign in (1.0, -1.0)]
-    ours = [side(g, vl, vh, sign, room, windows[LEVELS + 1]) for sign in (1.0, -1.0)]
-    zs, vs = [zl, zh], [vl, vh]
-    for sides, ends in ((theirs, zs), (ours, vs)):
-        ends += [each for one in sides[: 2 if sides[0].f.step else 1] for each in one.knots]
-    pairs = [(a, a + b) for a in (zl, zh) for b in (dl, dh)] + [(a, a + b) for a in zs[2:] for b in (dl, dh)]
-    pairs += [(a, b) for a in zs for b in vs] + [(b - a, b) for a in (dl, dh) for b in vs]
-    z, v = np.stack([a for a, _ in pairs]), np.stack([b for _, b in pairs])
-    fits = (z >= zl - room) & (z <= zh + room) & (v >= vl - room) & (v <= vh + room)
-    fits &= (v - z >= dl - room) & (v - z <= dh + room)
-    for at in range(1, len(pairs)):
-        fits[at] &= ~(fits[:at] & (z[:at] == z[at]) & (v[:at] == v[at])).any(0)
-    first = np.arange(len(pairs)) < 4
-    fits |= first[:, None] & ~fits.any(0)  # an empty region is a matter of rounding: then all of the box
+    z, v, d = windows[:3]
+    room = _SLACK * np.abs(windows[:3]).max(1).sum(0)
+    sides = [[side(f, low, high, sign, room, levels) for sign in (1.0, -1.0)]
+             for f, (low, high), levels in zip(functions, (z, v), windows[LEVELS:], strict=True)]  # fmt: skip
+    zs, vs = ([*ends, *(knot for each in both[: 2 if both[0].f.step else 1] for knot in each.knots)]
+              for ends, both in zip((z, v), sides, strict=True))  # fmt: skip
+    pairs = [(a, a + b) for a in zs for b in d] + [(a, b) for a in zs for b in vs] + [(b - a, b) for a in d for b in vs]
+    at = np.stack([a for a, _ in pairs]), np.stack([b for _, b in pairs])
+    fits = np.ones(at[0].shape, bool)
+    for value, (low, high) in ((at[0], z), (at[1], v), (at[1] - at[0], d)):
+        fits &= (value >= low - room) & (value <= high + room)
+    for row in range(1, len(pairs)):
+        fits[row] &= ~(fits[:row] & (at[0][:row] == at[0][row]) & (at[1][:row] == at[1][row])).any(0)
+    fits[:4] |= ~fits.any(0)  # an empty region is a matter of rounding: then all of the box
     order = np.argsort(~fits, 0, kind="stable")[: int(fits.sum(0).max(initial=1))]
     order = np.where(np.take_along_axis(fits, order, 0), order, order[:1])
-    z, v = np.take_along_axis(z, order, 0), np.take_along_axis(v, order, 0)
-    return np.stack([z, v, theirs[0].at(z), theirs[1].at(z), ours[0].at(v), ours[1].at(v)])
+    a, b = (np.take_along_axis(each, order, 0) for each in at)
+    return np.stack([a, b, *(each.at(a) for each in sides[0]), *(each.at(b) for each in sides[1])])
 
 
 class Dual:
-    """The relaxation over the box of an analysis of one task, for linear functions of the outputs' difference."""
+    """The relaxation over the only box of an analysis, whose functions must not be smooth."""
 
     def __init__(self, analysis: Analysis) -> None:
-        """Functions that cannot change are constants. Smooth functions are not modelled: see `applies`."""
-        self.analysis, product = analysis, analysis.product
-        self.low, self.high = analysis.ranges[0].low[0], analysis.ranges[0].high[0]
-        self.reach = analysis.ranges[0].size[0]
-        self.slots: list[Slot] = [Slot([], np.zeros(0), np.zeros(0), 0.0)]
-        self.cells: list[Cells] = []
-        self._places: dict[int, tuple[int, npt.NDArray[np.int64]]] = {0: (0, np.arange(len(self.low)))}
-        mated = {int(mate.value.base or 0): at for at, mate in enumerate(product.mates, 1) if mate and not mate.exact}
-        pairs = _ordered({at: own for own, at in mated.items()}, len(product.original.unaries), len(product.mates))
-        for own, at in pairs:
+        self.analysis, self.box = analysis, analysis.ranges[0]
+        self.slots, self.cells = [Slot([], np.zeros(0), np.zeros(0))], list[Cells]()
+        self._places = {0: (0, np.arange(analysis.product.original.features))}  # of nodes: slot, and what can change
+        for own, at in _ordered(analysis.product):
             self._cells(own, at)
-        for own, at in pairs:
-            for node, place in ((own, own), (product.value(at), at)):
-                if place:
-                    self._slot(node, (product.original if node == own else product.variant).unaries[place - 1].argument)
+        for node, (place, live) in self._places.items():
+            if node:
+                linear = self._linear(analysis.arguments[node][0], live)
+                self.slots[place] = Slot(*linear, analysis.nodes[node].noise)
         self.fast = [each.single() for each in self.slots]
-        self.widths = [len(each.constant) for each in self.slots[1:]]
-        self.ends = np.cumsum([0, *self.widths])
+        self.ends = np.cumsum([0, *(len(each.constant) for each in self.slots[1:])])
 
     def _cells(self, own: int, at: int) -> None:
-        analysis, product = self.analysis, self.analysis.product
-        nodes = own, product.value(at) if at else 0
-        f = product.original.unaries[own - 1].function if own else IDENTITY
-        g = product.variant.unaries[at - 1].function if at else IDENTITY
-        n = analysis.ranges[nodes[0] or nodes[1]].low.shape[1]
-        zero = np.zeros((1, n))
+        """A cell for what can change of a function of the original and of the variant (0: none)."""
+        analysis, nets = self.analysis, (self.analysis.product.original, self.analysis.product.variant)
+        nodes = own, analysis.product.value(at)
+        f, g = (net.unaries[place - 1].function if place else IDENTITY
+                for net, place in zip(nets, (own, at), strict=True))  # fmt: skip
+        there = [node for node in nodes if node]
+        zero = np.zeros_like(analysis.ranges[there[0]].low)
         z, v = (analysis.arguments[node][1] if node else Range(zero, zero) for node in nodes)
-        d = v - z
-        if own and at:
-            z, v, d = analysis.regions[at]
-        noises = [analysis.nodes[node].noise if node else 0.0 for node in nodes]
-        moves = np.zeros(n, bool)
-        for node, noise in zip(nodes, noises, strict=True):
-            if node:
-                box = analysis.ranges[node]
-                moves |= (box.high - box.low)[0] > 2 * noise * (1 + 2.0**-20)
-        live = np.flatnonzero(moves)
-        levels = [Range(zero + each.low, zero + each.high) for each in (f, g)]
-        windows = np.stack([np.stack([each.low[0], each.high[0]]) for each in (z, v, d, *levels)])[:, :, live]
-        for node, noise in zip(nodes, noises, strict=True):
-            if node:
-                self._places[node] = len(self.slots), live
-            self.slots.append(Slot([], np.zeros(len(live)), np.zeros(len(live)), noise))
-        slots = len(self.slots) - 2, len(self.slots) - 1
-        self.cells.append(Cells(f, g, slots, windows, corners(f, g, windows), self._slopes(own, at, live)))
+        z, v, d = analysis.regions[at] if len(there) == 2 else (z, v, v - z)
+        widths = [(box.high - box.low)[0] > 2.01 * analysis.nodes[node].noise
+                  for node in there for box in (analysis.ranges[node],)]  # fmt: skip
+        live = np.flatnonzero(np.any(widths, 0))
+        ranges = (z, v, d, *(Range(zero + each.low, zero + each.high) for each in (f, g)))
+        windows = np.array([[each.low[0], each.high[0]] for each in ranges])[:, :, live]
+        places = len(self.slots), len(self.slots) + 1
+        self.slots += [Slot([], np.zeros(len(live)), np.zeros(len(live))) for _ in places]
+        self._places |= {node: (place, live) for node, place in zip(nodes, places, strict=True) if node}
+        self.cells.append(Cells((f, g), places, windows, corners((f, g), windows)))
 
-    def _slopes(self, own: int, at: int, live: npt.NDArray[np.int64]) -> tuple[F64, F64, F64]:
-        """Of the analysis' lines, for a value that counts negatively and positively."""
-        nodes, product = self.analysis.nodes, self.analysis.product
-        zero = np.zeros((2, len(live)))
-        theirs = zero
-        if own:
-            lines = nodes[own].lines
-            theirs = np.stack([lines.lower.slope[0], lines.upper.slope[0]])[:, live]
-        if not at:
-            return zero, zero, theirs
-        lines = nodes[product.difference(at) if own else product.value(at)].lines
-        ours = np.stack([lines.lower.slope[0], lines.upper.slope[0]])[:, live]
-        if not own or lines.lower.second is None or lines.upper.second is None:
-            return ours, zero, theirs
-        second = np.stack([lines.lower.second[0], lines.upper.second[0]])[:, live]
-        return ours, second - ours, theirs
-
-    def _slot(self, node: int, expression: Expression) -> None:
-        """Fills in the argument of a function."""
-        place, live = self._places[node]
-        argument = self.analysis.arguments[node][0]
-        slot = self.slots[place]
-        slot.terms, slot.constant, slot.error = self._linear(argument, live)
-
-    def _linear(self, argument: Argument, rows: npt.NDArray[np.int64]) -> tuple[list[tuple[int, F64]], F64, F64]:
-        """These rows of a form, with what is constant folded in."""
-        form, terms = argument.form, []
-        constant, error = form.constant[rows], (argument.exact + argument.float_)[0, rows]
-        for node, matrix in form.terms.items():
+    def _linear(self, argument: Argument, rows: npt.NDArray[np.int64]) -> tuple[list[tuple[int, Floats]], F64, F64]:
+        """These rows of a form as terms, constant and error, with what cannot change folded in."""
+        terms: list[tuple[int, Floats]] = []
+        constant, error = argument.form.constant[rows], (argument.exact + argument.float_)[0, rows]
+        for node, matrix in argument.form.terms.items():
             place, live = self._places[node]
-            box = self.analysis.ranges[node]
-            low, high = box.low[0], box.high[0]
+            low, high = self.analysis.ranges[node].low[0], self.analysis.ranges[node].high[0]
             part = np.eye(len(low))[rows] if matrix is None else matrix[rows]
-            still = np.ones(len(low), bool)
-            still[live] = False
+            still = np.delete(np.arange(len(low)), live)
+            reach = (0.5 + _SLACK) * (high - low) + _OWN * np.maximum(np.abs(low), np.abs(high))
             constant = constant + part[:, still] @ (0.5 * (low + high)[still])
-            error = error + np.abs(part[:, still]) @ ((0.5 + _SLACK) * (high - low)[still])
-            error = error + _OWN * (np.abs(part[:, still]) @ box.size[0, still])
+            error = error + np.abs(part[:, still]) @ reach[still]
             terms.append((place, part[:, live]))
         return terms, constant, error
 
-    def objective(self, rows: F64) -> Objective:
-        """Of rows float64[rows, outputs] times variant - original."""
-        product = self.analysis.product
-        ours = product.variant.tensors[product.variant.output]
-        theirs = product.original.tensors[product.original.output]
-        found = Objective(rows, [np.zeros((len(rows), n)) for n in (len(self.low), *self.widths)], np.zeros(len(rows)))
+    def objective(self, row: F64) -> Objective:
+        """Of row float64[outputs] times variant - original."""
+        sizes = len(self._places[0][1]), *np.diff(self.ends)
+        values = [np.zeros((1, each)) for each in sizes]
+        total = np.zeros(1)
         for sign, argument in zip((1.0, -1.0), self.analysis.answers(), strict=True):
-            terms, constant, error = self._linear(argument, np.arange(rows.shape[1]))
+            terms, constant, error = self._linear(argument, np.arange(len(row)))
             for place, matrix in terms:
-                found.values[place] = found.values[place] + sign * rows @ matrix
-            found.constant += sign * rows @ constant + np.abs(rows) @ (error + _OWN * np.abs(constant))
-        assert ours.size == theirs.size == rows.shape[1]
-        return found
+                values[place] = values[place] + sign * row @ matrix
+            total += sign * row @ constant + np.abs(row) @ (error + _OWN * np.abs(constant))
+        return Objective(values, total)
 
     def start(self, objective: Objective) -> F64:
-        """Multipliers float64[rows, all] that say what today's lines do."""
-        found = np.zeros((len(objective.constant), int(self.ends[-1])))
-        values = [each.copy() for each in objective.values]
+        """Multipliers float64[1, all]: slopes of chords."""
+        found, values = np.zeros((1, int(self.ends[-1]))), list(objective.values)
         for each in reversed(self.cells):
-            (own, ours), (g_v, g_z, f_z) = each.slots, each.start
-            p, q = values[own], values[ours]
-            m = [np.where(q >= 0, g_z[1], g_z[0]) * q, np.where(q >= 0, g_v[1], g_v[0]) * q]
-            left = p + q if each.f is not IDENTITY and each.g is not IDENTITY else p
-            m[0] = m[0] + np.where(left >= 0, f_z[1], f_z[0]) * left
-            for slot, mine in zip(each.slots, m, strict=True):
-                found[:, self.ends[slot - 1] : self.ends[slot]] = mine
+            for slot, f, (low, high) in zip(each.slots, each.functions, each.windows, strict=False):
+                rise = np.divide(f.at(high) - f.at(low), high - low, out=np.zeros_like(low), where=high > low)
+                self.parts(found)[slot - 1][:] = mine = rise * values[slot]
                 for place, matrix in self.slots[slot].terms:
                     values[place] = values[place] + mine @ matrix
         return found
-
-    def passed(self, objective: Objective, m: Floats, regions: Sequence[Floats]) -> Pass:
-        """One pass: values, and the gradient by the multipliers. regions: of each cells[k], [6, corners, rows, n]."""
-        exact = m.dtype == np.float64
-        slots = self.slots if exact else self.fast
-        parts = self.parts(m)
-        weights = [each.astype(m.dtype) for each in objective.values]
-        total, size = objective.constant.astype(m.dtype), np.zeros(len(m), m.dtype)
-        for slot, mine in zip(slots[1:], parts, strict=True):
-            total = total + mine @ slot.constant + np.abs(mine) @ slot.error
-            size = size + np.abs(mine) @ np.abs(slot.constant)
-            for place, matrix in slot.terms:
-                weights[place] = weights[place] + mine @ matrix
-        values: list[Floats] = [np.where(weights[0] > 0, self.high, self.low).astype(m.dtype)]
-        gradient, tops = [], []
-        for each, region in zip(self.cells, regions, strict=True):
-            p, q = (weights[slot] for slot in each.slots)
-            mz, mv = (parts[slot - 1] for slot in each.slots)
-            f = np.where(p >= 0, region[F_UP], region[F_DOWN]) if each.f.step else region[F_UP]
-            g = np.where(q >= 0, region[G_UP], region[G_DOWN]) if each.g.step else region[G_UP]
-            score, part = p * f, np.empty_like(f)
-            for weight, each_side in ((q, g), (-mz, region[AT_Z]), (-mv, region[AT_V])):
-                np.multiply(weight, each_side, out=part)
-                score += part
-            top = score.argmax(0)
-            at = top * top.size + np.arange(top.size).reshape(top.shape)  # of the flat array
-            tops.append(score.take(at))
-            values += [f.take(at), g.take(at)]
-            gradient += [-region[AT_Z].take(at), -region[AT_V].take(at)]
-            for slot in each.slots:
-                total = total + np.abs(weights[slot]).sum(1) * m.dtype.type(slots[slot].noise)
-            total = total + tops[-1].sum(1)
-            if exact:
-                pairs = ((p, f), (q, g), (mz, region[AT_Z]), (mv, region[AT_V]))
-                size = size + sum((np.abs(a) * np.abs(b).max(0)).sum(1) for a, b in pairs)
-        total = total + (weights[0] * values[0]).sum(1)
-        size = size + np.abs(weights[0]) @ self.reach.astype(m.dtype)
-        for own, slot in enumerate(slots[1:]):
-            gradient[own] += slot.constant + np.sign(parts[own]) * slot.error
-            for place, matrix in slot.terms:
-                gradient[own] += values[place] @ matrix.T
-        return Pass(total, size, np.concatenate(gradient, 1), weights, values[0], tops)
 
     def parts(self, m: Floats) -> list[Floats]:
         """The multipliers of each slot."""
         return [m[:, a:b] for a, b in zip(self.ends[:-1], self.ends[1:], strict=True)]
 
-
-def _ordered(mates: dict[int, int], originals: int, variants: int) -> list[tuple[int, int]]:
-    """Places (of the original, of the variant; 0: none), what is computed first before what needs it."""
-    found: list[tuple[int, int]] = []
-    free = [own for own in range(1, originals + 1) if own not in mates.values()]
-    for at in range(1, variants + 1):
-        own = mates.get(at, 0)
-        while own and free and free[0] < own:
-            found.append((free.pop(0), 0))
-        found.append((own, at))
-    return found + [(own, 0) for own in free]
+    def passed(self, objective: Objective, m: Floats, regions: Sequence[Floats]) -> Pass:
+        """Values for multipliers float[rows, all], and the gradient. regions: of each cells, [6, corners, rows, n]."""
+        slots = self.slots if m.dtype == np.float64 else self.fast
+        parts, weights = self.parts(m), [each.astype(m.dtype) for each in objective.values]
+        total, size = objective.constant.astype(m.dtype), np.zeros(len(m), m.dtype)
+        for slot, mine in zip(slots[1:], parts, strict=True):
+            total = total + mine @ slot.constant + np.abs(mine) @ slot.error
+            size += np.abs(mine) @ np.abs(slot.constant)
+            for place, matrix in slot.terms:
+                weights[place] = weights[place] + mine @ matrix
+        values: list[Floats] = [np.where(weights[0] > 0, self.box.high, self.box.low).astype(m.dtype)]
+        gradient, tops = list[Floats](), list[Floats]()
+        for each, region in zip(self.cells, regions, strict=True):
+            score, part, chosen = np.zeros_like(region[0]), np.empty_like(region[0]), []
+            for at, f, up in zip(each.slots, each.functions, (F_UP, G_UP), strict=True):
+                weight = weights[at]
+                chosen.append(np.where(weight >= 0, region[up], region[up + 1]) if f.step else region[up])
+                total = total + np.abs(weight).sum(1) * m.dtype.type(slots[at].noise)
+                for factor, value in ((weight, chosen[-1]), (-parts[at - 1], region[at - each.slots[0]])):
+                    score += np.multiply(factor, value, out=part)
+                    if m.dtype == np.float64:
+                        size += (np.abs(factor) * np.abs(value).max(0)).sum(1)
+            top = score.argmax(0)
+            flat = top * top.size + np.arange(top.size).reshape(top.shape)
+            tops.append(score.take(flat))
+            values += [value.take(flat) for value in chosen]
+            gradient += [-region[which].take(flat) for which in (Z, V)]
+            total = total + tops[-1].sum(1)
+        total = total + (weights[0] * values[0]).sum(1)
+        size += np.abs(weights[0]) @ self.box.size[0].astype(m.dtype)
+        for mine, part, slot in zip(parts, gradient, slots[1:], strict=True):
+            part += slot.constant + np.sign(mine) * slot.error
+            for place, matrix in slot.terms:
+                part += values[place] @ matrix.T
+        bound = total + m.dtype.type(_OWN) * (size + np.abs(total))
+        return Pass(bound, np.concatenate(gradient, 1), weights, values[0], tops)
 
 
 @dataclass
 class Objective:
-    """Rows times the outputs' difference: what they make of the values of slots, [rows, n], and their constants."""
+    """What a row makes of the values of slots, float64[parts, n], and its constant, float64[parts]."""
 
-    rows: F64
     values: list[F64]
     constant: F64
 
     def of(self, places: Sequence[int] | npt.NDArray[np.int64]) -> Objective:
-        """Some of many."""
-        return Objective(self.rows, [each[places] for each in self.values], self.constant[places])
-
-    def repeated(self, n: int) -> Objective:
-        """The only row, n times."""
-        return Objective(self.rows, [np.repeat(each, n, 0) for each in self.values], np.repeat(self.constant, n))
+        """Of these parts."""
+        return Objective([each[places] for each in self.values], self.constant[places])
 
 
 @dataclass
 class Pass:
-    """What multipliers lead to. `bound` is sound in double precision alone."""
+    """What multipliers lead to. `bound` holds where it was computed in double precision."""
 
-    total: Floats
-    size: Floats
+    bound: Floats
     gradient: Floats
     weights: list[Floats]
     x: Floats  # where the linear part in the input is largest
     tops: list[Floats]  # the largest value of each cell
 
-    @property
-    def bound(self) -> Floats:
-        return self.total + _OWN * (self.size + np.abs(self.total))
+
+def _ordered(product: Product) -> list[tuple[int, int]]:
+    """Places of functions of the original and the variant (0: none), what is computed first before what needs it."""
+    mates = {at: int(mate.value.base or 0) for at, mate in enumerate(product.mates, 1) if mate and not mate.exact}
+    found = [(own, 0, own, 0) for own in range(1, len(product.original.unaries) + 1) if own not in mates.values()]
+    last = 0
+    for at in range(1, len(product.mates) + 1):
+        last = max(last, mates.get(at, 0))
+        found.append((last, at, mates.get(at, 0), at))
+    return [(own, at) for _, _, own, at in sorted(found)]

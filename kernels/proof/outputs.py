@@ -47,7 +47,7 @@ def bounded(analysis: Analysis | ForestAnalysis, quantity: Quantity) -> Worst:
 def sufficient(analysis: Analysis, quantity: Quantity, epsilon: float) -> tuple[F64, F64] | None:
     """Rows of the outputs' difference and limits, within which the quantity is within epsilon; None: not known here.
 
-    Of one box. A probability changes no more by smaller differences of pairs than by larger ones.
+    A probability changes by tanh(d / 4) at most, when differences of pairs change by d at most.
     """
     net = analysis.product.original
     n = net.tensors[net.output].size
@@ -57,14 +57,8 @@ def sufficient(analysis: Analysis, quantity: Quantity, epsilon: float) -> tuple[
     if quantity == "label" or not 1 < n <= PAIRS_MAX:
         return None
     rows = np.concatenate([_differences(n, i) for i in range(n)])
-    away = analysis.outputs(rows, "original").total[0].reshape(n, n - 1)
-    low, high = -analysis.outputs(-rows, "original").total[0].reshape(n, n - 1), away
-    left = epsilon - (softmax_rounding(n) if analysis.floats else 0.0)
-    limits = np.zeros((1, n))
-    for step in 2.0 ** np.arange(6, -30, -1):
-        most = np.repeat((limits + step)[:, :, None], n - 1, 2)
-        limits = np.where(_changed(-most, most, low[None], high[None]) <= left, limits + step, limits)
-    return np.concatenate([rows, -rows]), np.tile(np.repeat(limits[0], n - 1), 2)
+    most = 4 * np.arctanh(np.clip(epsilon - (softmax_rounding(n) if analysis.floats else 0.0), 0.0, 0.5)) * (1 - _OWN)
+    return rows, np.full(len(rows), most)
 
 
 def measured(net: Net, quantity: Quantity, original: F64, variant: F64) -> F64:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from kernels.proof.attack import attack, inside
 from kernels.proof.bounds import Analysis
 from kernels.proof.ir import F64, Unsupported
-from kernels.proof.neurons import applies, decide
+from kernels.proof.neurons import decide
 from kernels.proof.outputs import Quantity, Worst, bounded, sufficient
 from kernels.proof.pair import Product
 from kernels.proof.question import Question
@@ -150,34 +150,31 @@ class Search:
 
     def _split_neurons(self, on_progress: Progress) -> None:
         """Whole boxes, each for its share of the time, those first that lack least."""
-        open_ = [place for place, each in enumerate(self.tasks) if not each.done and not each.refuted]
-        open_.sort(key=lambda place: self.tasks[place].root.bound)
+        open_ = sorted((each for each in self.tasks if not each.done), key=lambda task: task.root.bound)
         until = time.monotonic() + _NEURONS_SHARE * (self.deadline - time.monotonic())
-        for done, place in enumerate(open_):
+        for done, task in enumerate(open_):
             began = time.monotonic()
-            self._decide(place, began + (until - began) / (len(open_) - done))
-            self.tasks[place].seconds += time.monotonic() - began
+            self._decide(task, began + (until - began) / (len(open_) - done))
+            task.seconds += time.monotonic() - began
             on_progress(sum(each.done for each in self.tasks), len(self.tasks))
 
-    def _decide(self, place: int, deadline: float) -> None:
+    def _decide(self, task: _Task, deadline: float) -> None:
         """Splits functions over the whole box of a task. Inputs that seemed bad on the way are tried in the runtime."""
-        task, product = self.tasks[place], self.question.product
-        if product is None or task.root.open:
+        root, product = task.root, self.question.product
+        smooth = product and any(each.function.smooth for each in (*product.original.unaries, *product.variant.unaries))
+        if product is None or smooth or isinstance(product.original, Forest) or root.open:
             return
-        root = task.root
         try:
             analysis = Analysis(product, root.low[None], root.high[None], self.floats, self._tick)
-        except (Unsupported, TimeOver):
+            if (asked := sufficient(analysis, self.question.quantity, self.epsilon)) is None:
+                return
+            bounds, x = decide(analysis, *asked, lambda: deadline - time.monotonic())
+        except TimeOver:
             return
-        asked = sufficient(analysis, self.question.quantity, self.epsilon) if applies(analysis) else None
-        if asked is None:
-            return
-        bounds, x = decide(analysis, *asked, lambda: deadline - time.monotonic())
-        if len(x):
-            self.replay([place] * len(x), inside(x, root.low, root.high))
+        self.replay([self.tasks.index(task)] * len(x), inside(x, root.low, root.high))
         if (bounds <= asked[1]).all() and not task.refuted:
             bound = self.epsilon if self.question.quantity == "softmax" else float(bounds.max()) * (1 + 2.0**-23)
-            task.root = Box(root.low, root.high, min(bound, self.epsilon, root.bound), min(bound, root.real))
+            task.root = Box(root.low, root.high, min(bound, self.epsilon), min(bound, root.real))
             task.waiting.clear()
 
     def _half(self) -> float:

@@ -32,7 +32,9 @@ import numpy.typing as npt
 import onnx
 
 from kernels.proof.bounds import Analysis
+from kernels.proof.neurons import decide as decide_rows
 from kernels.proof.outputs import bounded
+from kernels.proof.pair import Product
 from kernels.proof.question import ask
 from kernels.proof.split import batch_size, outward
 from kernels.proof.verify import Verification, verify
@@ -139,13 +141,16 @@ def decide(group: Group, timeout_s: float) -> list[tuple[int, float, str]]:
         folder = Path(name)
         onnx.save(answering(build(floats(group.weights, group.label, 1 / 255), (784,)), (784,)), folder / "a.onnx")
         onnx.save(integers(group.net, group.label), folder / "b.onnx")
-        bound = bounds(folder, group.low, group.high)
-        found = [_sample(group, folder, place, float(each), timeout_s) for place, each in enumerate(bound)]
+        question = ask(folder / "a.onnx", folder / "b.onnx", "raw")
+        if question.product is None:
+            raise SystemExit(question.reason)
+        bound = bounds(question.product, group.low, group.high)
+        found = [_sample(group, question.product, place, float(each), timeout_s) for place, each in enumerate(bound)]
     return [(sample, error, "REFUTED" if worst >= error else "PROVED" if bound < error * STRICT else "UNKNOWN")
             for sample, (worst, bound) in zip(group.samples, found, strict=True) for error in ERRORS]  # fmt: skip
 
 
-def _sample(group: Group, folder: Path, place: int, bound: float, timeout_s: float) -> tuple[float, float]:
+def _sample(group: Group, product: Product, place: int, bound: float, timeout_s: float) -> tuple[float, float]:
     """The largest difference seen, and the bound."""
     low, high, errors = group.low[place], group.high[place], np.array(ERRORS) * STRICT
     attack = Attack(group.weights, group.net, group.label, low, high)
@@ -153,26 +158,27 @@ def _sample(group: Group, folder: Path, place: int, bound: float, timeout_s: flo
         return 0.0, bound
     enough = max(each for each in ERRORS if each * STRICT <= bound)
     attack.run(np.where(np.random.default_rng(place).random((12, 784)) < 0.5, low, high), enough, ROUNDS_BEFORE)
+    analysis = Analysis(product, *outward(low[None], high[None]))
+    rows = np.array([[1.0], [-1.0]])
     while len(asked := errors[(errors > attack.worst) & (errors <= bound)]):
-        outcome = _verify(folder, low[None], high[None], float(asked[-1]), timeout_s).outcomes[0]
-        if outcome.x is not None:
-            attack.climb(outcome.x.astype(float))
-        if outcome.verdict != "PROVED":
+        limits = np.full(2, asked[-1] * (1 - 2.0**-22))
+        until_s = time.process_time() + timeout_s
+        found, inputs = decide_rows(analysis, rows, limits, lambda until_s=until_s: until_s - time.process_time())
+        for x in inputs:
+            attack.climb(x)
+        if (found > limits).any():
             break
-        bound = min(bound, outcome.bound)
+        bound = min(bound, float(found.max()) * (1 + 2.0**-23))
     if len(errors[(errors > attack.worst) & (errors <= bound)]):
         attack.run(np.stack([attack.best, low, high]), enough, ROUNDS_AFTER)
     return attack.worst, bound
 
 
-def bounds(folder: Path, low: Array, high: Array) -> Array:
+def bounds(product: Product, low: Array, high: Array) -> Array:
     """float64[tasks]: of whole boxes, before any is cut."""
-    question = ask(folder / "a.onnx", folder / "b.onnx", "raw")
-    if question.product is None:
-        raise SystemExit(question.reason)
-    size, (least, most) = batch_size(question.product), outward(low, high)
+    size, (least, most) = batch_size(product), outward(low, high)
     parts = [slice(at, at + size) for at in range(0, len(low), size)]
-    return np.concatenate([bounded(Analysis(question.product, least[i], most[i]), "raw").bound for i in parts])
+    return np.concatenate([bounded(Analysis(product, least[i], most[i]), "raw").bound for i in parts])
 
 
 def _verify(folder: Path, low: Array, high: Array, epsilon: float, timeout_s: float) -> Verification:
@@ -293,7 +299,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", choices=("qebverif", "acas"))
-    parser.add_argument("--timeout", type=float, default=5.0, help="seconds of proof a task; QEBVerif: a fifth of it")
+    parser.add_argument("--timeout", type=float, default=5.0, help="seconds of proof a task; QEBVerif: of CPU")
     chosen = parser.parse_args()
     for name, run in (("qebverif", qebverif), ("acas", acas)):
         if chosen.only in (None, name):
