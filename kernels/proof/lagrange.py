@@ -219,11 +219,7 @@ class Pass:
 
 
 def _ordered(product: Product) -> list[tuple[int, int]]:
-    """Places of functions of the original and the variant (0: none), what is computed first before what needs it."""
+    """Places of functions of the original and the variant (0: none) that make up cells, in the order of the graphs."""
     mates = {at: int(mate.value.base or 0) for at, mate in enumerate(product.mates, 1) if mate and not mate.exact}
-    found = [(own, 0, own, 0) for own in range(1, len(product.original.unaries) + 1) if own not in mates.values()]
-    last = 0
-    for at in range(1, len(product.mates) + 1):
-        last = max(last, mates.get(at, 0))
-        found.append((last, at, mates.get(at, 0), at))
-    return [(own, at) for _, _, own, at in sorted(found)]
+    alone = [(own, 0) for own in range(1, len(product.original.unaries) + 1) if own not in mates.values()]
+    return alone + [(mates.get(at, 0), at) for at in range(1, len(product.mates) + 1)]

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from kernels.proof.bounds import Analysis
 from kernels.proof.ir import F64, Function
-from kernels.proof.lagrange import LEVELS, Cells, D, Dual, Objective, Pass, V, Z, corners
+from kernels.proof.lagrange import LEVELS, Cells, Dual, Objective, Pass, corners
 
 F32 = npt.NDArray[np.float32]
 Place = tuple[int, int]  # cells, and which of them
@@ -103,7 +103,8 @@ class Branching:
 
     def _open(self, parts: list[Part], ascent: Ascent) -> list[Part]:
         """Those whose exact bound is above the limit."""
-        for part, bound, m in zip(parts, ascent.exact(), ascent.best_m, strict=True):
+        exact = self.dual.passed(ascent.objective, ascent.best_m.astype(np.float64), ascent.regions).bound
+        for part, bound, m in zip(parts, exact, ascent.best_m, strict=True):
             part.bound, part.m = min(part.bound, float(bound)), m
         self.closed = max([self.closed, *(part.bound for part in parts if part.bound <= self.limit)])
         return [part for part in parts if part.bound > self.limit]
@@ -213,7 +214,10 @@ def _cut(f: Function, window: F64, which: int, near: F64) -> F64:
 
 
 def narrowed(cells: Cells, window: F64, side: Side) -> F64:
-    """The window of one side of a cut. A quantizer's level up to `at`, or from the next one on, bounds its argument."""
+    """The window of one side of a cut. A quantizer's level up to `at`, or from the next one on, bounds its argument.
+
+    It may be empty: that no input leads there is not claimed.
+    """
     f, found, end = cells.functions[side.which], window.copy(), 0 if side.above else 1
     if f.step:
         found[LEVELS + side.which, end] = side.at + (f.step if side.above else 0.0)
@@ -222,11 +226,6 @@ def narrowed(cells: Cells, window: F64, side: Side) -> F64:
     else:
         edge = side.at
     found[side.which, end] = (max if side.above else min)(found[side.which, end], edge)
-    for which, a, b in ((V, Z, D), (Z, V, D), (D, V, Z)):
-        other = found[b] if which == V else -found[b, ::-1]
-        low, high = np.maximum(found[which], found[a] + other)[0], np.minimum(found[which], found[a] + other)[1]
-        if low <= high:  # else no input leads there, which is not claimed
-            found[which] = low, high
     return found
 
 
@@ -258,7 +257,3 @@ class Ascent:
         """From the best multipliers of these parts."""
         regions = [each[:, :, places] for each in self.regions]
         return Ascent(self.dual, self.objective.of(places), self.best_m[places], regions)
-
-    def exact(self) -> F64:
-        """float64[parts]: bounds that hold."""
-        return np.asarray(self.dual.passed(self.objective, self.best_m.astype(np.float64), self.regions).bound)
