@@ -3,7 +3,7 @@
 Each argument a of a function is the value of its expression plus an error e. With a multiplier m for each of these
 equations, row . outputs <= constants + sum |m| |e| + the sum over cells of the largest p f(z) + q g(v) - m z - m' v,
 where p and q are what row and multipliers make of the values: weak duality, so that any multipliers are sound (the
-decomposition of Bunel et al., JMLR 2020). A cell is a function of the variant with its mate, or one function alone;
+decomposition of Bunel et al., UAI 2020). A cell is a function of the variant with its mate, or one function alone;
 its arguments lie in a polygon, on which the functions are piecewise linear, so that corners hold the largest value.
 A cell's window may be smaller than what the box allows: then the bound is about the inputs that lead there.
 """
