@@ -26,9 +26,10 @@ _LOOK = 30  # for each candidate
 _RATE = 0.05
 _LOOK_RATE = 0.01
 _TOGETHER = 12
+_BYTES_MAX = 1 << 28  # of the corners of parts that are looked at together
 _CANDIDATES = 4
-_PARTS_SEEN = 500  # before it is judged whether there is any hope
-_HOPE = 30.0  # times more parts than there is time for, by how bounds fell with each doubling
+_PARTS_SEEN = 400  # before it is judged whether there is any hope
+_HOPE = 8.0  # times more parts than there is time for, if bounds go on falling as with the last doubling
 _ROOM = 2.0**-42
 
 
@@ -78,22 +79,28 @@ class Branching:
         self.dual, self.limit, self.left_s = dual, limit, left_s
         self.objective = dual.objective(row)
         self.closed, self.parts = -np.inf, 1
+        corner_bytes = 8 * sum(each.corners.size for each in dual.cells)
+        self.together = min(_TOGETHER, _BYTES_MAX // (4 * _CANDIDATES * corner_bytes + 1))
         self.worst, self.x = -np.inf, np.asarray(dual.box.low[0])
 
     def run(self) -> float:
         """The largest bound of all parts. Those with the largest bounds are split first."""
+        if not self.together:
+            return np.inf
         whole = Part(np.inf, self.dual.start(self.objective).astype(np.float32)[0], {}, {})
         ascent = Ascent(self.dual, self.objective, whole.m[None], self._regions([whole]))
-        ascent.steps(_ROOT_STEPS, _RATE, self.limit)
+        ascent.steps(_ROOT_STEPS, _RATE, self.limit, self.left_s)
         waiting = self._open([whole], ascent)
-        root, began_s = whole.bound, self.left_s()
+        before, began_s = (1, whole.bound), self.left_s()
         while waiting and self.parts < PARTS_MAX and self.left_s() > 0:
             waiting.sort(key=lambda part: part.bound)
-            gain = (root - waiting[-1].bound) / np.log2(self.parts + 1) + 1e-12
-            needed = 2.0 ** min((waiting[-1].bound - self.limit) / gain, 60.0)
-            if self.parts > _PARTS_SEEN and needed > _HOPE * began_s / max(began_s - self.left_s(), 1e-9):
-                break
-            chosen, waiting = waiting[-_TOGETHER:], waiting[:-_TOGETHER]
+            top = waiting[-1].bound
+            if self.parts >= 2 * before[0]:
+                needed = 2.0 ** min((top - self.limit) / (before[1] - top + 1e-12), 60.0)
+                if self.parts > _PARTS_SEEN and needed > _HOPE * began_s / max(began_s - self.left_s(), 1e-9):
+                    break
+                before = self.parts, top
+            chosen, waiting = waiting[-self.together :], waiting[: -self.together]
             found = self._split(chosen)
             if found is None:
                 waiting += chosen
@@ -123,7 +130,7 @@ class Branching:
             return None
         children = self._children(parts, sides)
         look = Ascent(self.dual, self.objective.of([0] * len(sides)), m[parents], self._regions(children))
-        look.steps(_LOOK, _LOOK_RATE, self.limit)
+        look.steps(_LOOK, _LOOK_RATE, self.limit, self.left_s)
         gain = np.array([part.bound for part in parts])[parents] - np.maximum(look.best, self.limit)
         score, best = np.maximum(gain[::2], 1e-9) * np.maximum(gain[1::2], 1e-9), dict[int, int]()
         for at, parent in enumerate(parents[::2]):
@@ -135,7 +142,7 @@ class Branching:
         if not left:
             return []
         ascent = look.of([at for at, each in enumerate(children) if each.bound > self.limit])
-        ascent.steps(_STEPS, _RATE, self.limit)
+        ascent.steps(_STEPS, _RATE, self.limit, self.left_s)
         return self._open(left, ascent)
 
     def _sides(self, parts: list[Part], seen: Pass, m: F32) -> list[Side]:
@@ -236,8 +243,8 @@ class Ascent:
         self.dual, self.objective, self.regions = dual, objective, regions
         self.best, self.best_m = np.full(len(m), np.inf, np.float32), m.copy()
 
-    def steps(self, count: int, rate: float, limit: float) -> None:
-        """So many, or until all bounds seem to be below the limit."""
+    def steps(self, count: int, rate: float, limit: float, left_s: Callable[[], float]) -> None:
+        """So many, or until all bounds seem to be below the limit, or no seconds are left."""
         regions = [each.astype(np.float32) for each in self.regions]
         m, first, second, scale = self.best_m.copy(), *(np.zeros_like(self.best_m) for _ in range(3))
         for mine, each in zip(self.dual.parts(m), self.dual.parts(scale), strict=True):
@@ -246,7 +253,7 @@ class Ascent:
             seen = self.dual.passed(self.objective, m, regions)
             better = seen.bound < self.best
             self.best[better], self.best_m[better] = seen.bound[better], m[better]
-            if (self.best < limit - abs(limit) * 2.0**-20).all():
+            if (self.best < limit - abs(limit) * 2.0**-20).all() or left_s() <= 0:
                 break
             first += np.float32(0.1) * (seen.gradient - first)
             second += np.float32(0.01) * (seen.gradient**2 - second)

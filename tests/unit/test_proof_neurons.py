@@ -26,7 +26,7 @@ from tests.unit.test_soundness import flat, quantity_of, question_of
 
 SEEDS = 2
 POINTS = 2_000
-TURNS, TURNS_OF_BUGS = 5, 20  # of a search, instead of seconds
+TURNS, TURNS_OF_BUGS = 450, 1800  # steps of a search, instead of seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +161,7 @@ def test_splits_prove_what_bounds_alone_do_not(tmp_path: Path) -> None:
     analysis = Analysis(question.product, low, high)  # type: ignore[arg-type]
     rows, _ = sufficient(analysis, "raw", 1.0) or (np.zeros((0, 0)), None)
     root = analysis.outputs(rows, "difference").total[0]
-    bounds, x = decide(analysis, rows, np.full(2, 0.0), turns(TURNS))
+    bounds, x = decide(analysis, rows, np.full(2, 0.0), turns(TURNS_OF_BUGS))
     assert (bounds <= root).all() and bounds.max() < 0.97 * root.max()
     epsilon = float(1.0001 * bounds.max())
     found = verify(a, b, low, high, epsilon, "raw", 20.0)
