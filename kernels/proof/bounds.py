@@ -66,6 +66,7 @@ class Analysis:
         self.ranges: dict[int, Range] = {0: Range(low, high)}
         self.nodes: dict[int, Node] = {}
         self.arguments: dict[int, tuple[Argument, Range]] = {}
+        self.regions: dict[int, tuple[Range, Range, Range]] = {}  # of pairs: z, z' and d
         for at, unary in enumerate(product.original.unaries, 1):
             self._single(at, unary.function, unary.argument, original_form(unary.argument))
         for at, (unary, mate) in enumerate(zip(product.variant.unaries, product.mates, strict=True), 1):
@@ -89,6 +90,15 @@ class Analysis:
         else:
             argument = self._argument(product.difference_form(ours, theirs), theirs, ours)
         return self._upper(argument, rows if rows.ndim == 3 else rows[None])
+
+    def answers(self) -> tuple[Argument, Argument]:
+        """The outputs of the variant and of the original, each over its own net."""
+        product = self.product
+        ours, theirs = (net.tensors[net.output] for net in (product.variant, product.original))
+        return (
+            self._argument(product.variant_form(ours), None, ours),
+            self._argument(original_form(theirs), theirs, None),
+        )
 
     def _single(self, node: int, f: Function, expression: Expression, form: Form) -> None:
         mine = node <= len(self.product.original.unaries)
@@ -117,6 +127,7 @@ class Analysis:
         zv = self.arguments[value][1]
         d = self._range(d_argument, None, False, moves).meet(zv - z)  # of two constants no difference is asked
         zv, z = zv.meet(z + d), z.meet(zv - d)
+        self.regions[at] = z, zv, d
         f = mate.function
         theirs_lines = single(IDENTITY, z) if own is None else self.nodes[own].lines
         self._lined(value, g, zv)

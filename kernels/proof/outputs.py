@@ -44,6 +44,23 @@ def bounded(analysis: Analysis | ForestAnalysis, quantity: Quantity) -> Worst:
     return Worst(bound, rows.real.max(1), _of(rows.influence, at))
 
 
+def sufficient(analysis: Analysis, quantity: Quantity, epsilon: float) -> tuple[F64, F64] | None:
+    """Rows of the outputs' difference and limits, within which the quantity is within epsilon; None: not known here.
+
+    A probability changes by tanh(d / 4) at most, when differences of pairs change by d at most.
+    """
+    net = analysis.product.original
+    n = net.tensors[net.output].size
+    if quantity == "raw" or (quantity == "softmax" and net.ending == "probabilities"):
+        most = epsilon / (1 + 2.0**-22) if analysis.floats else epsilon
+        return np.concatenate([np.eye(n), -np.eye(n)]), np.full(2 * n, most)
+    if quantity == "label" or not 1 < n <= PAIRS_MAX:
+        return None
+    rows = np.concatenate([_differences(n, i) for i in range(n)])
+    most = 4 * np.arctanh(np.clip(epsilon - (softmax_rounding(n) if analysis.floats else 0.0), 0.0, 0.5)) * (1 - _OWN)
+    return rows, np.full(len(rows), most)
+
+
 def measured(net: Net, quantity: Quantity, original: F64, variant: F64) -> F64:
     """The same of values: float64[rows] of float64[rows, outputs]. What is not finite is infinitely wrong."""
     with np.errstate(invalid="ignore", over="ignore"):

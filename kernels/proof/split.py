@@ -13,7 +13,8 @@ import numpy.typing as npt
 from kernels.proof.attack import attack, inside
 from kernels.proof.bounds import Analysis
 from kernels.proof.ir import F64, Unsupported
-from kernels.proof.outputs import Quantity, Worst, bounded
+from kernels.proof.neurons import decide
+from kernels.proof.outputs import Quantity, Worst, bounded, sufficient
 from kernels.proof.pair import Product
 from kernels.proof.question import Question
 from kernels.proof.trees import Forest, ForestAnalysis
@@ -28,6 +29,8 @@ _CACHE_BYTES = 1 << 23
 _ROWS_READ = 256  # on which our reading of the models is compared with the runtime
 _ATTACKED_MAX = 16  # boxes of a batch that are attacked again
 _FIRST_ROUND = 64  # boxes of one task before the others have had theirs
+_NEURONS_FROM = 9  # features; boxes of fewer are better cut
+_NEURONS_SHARE = 0.8  # of the time that is left
 
 Progress = Callable[[int, int], None]
 
@@ -113,13 +116,14 @@ class Search:
 
     def __init__(
         self, question: Question, low: F64, high: F64, epsilon: float, deadline: float, seed: int = 0,
-        keep_going: bool = False, floats: bool = True,
+        keep_going: bool = False, floats: bool = True, neurons: bool = False,
     ) -> None:  # fmt: skip
         """`deadline` of time.monotonic; `keep_going`: a refuted task is cut further, to know where it holds.
 
         floats: with float32 rounding; without, a proof is about real arithmetic alone.
+        neurons: where cuts of boxes do not help, functions inside the nets are split, too; no certificate holds that.
         """
-        self.floats = floats
+        self.floats, self.neurons = floats, neurons
         self.question, self.epsilon, self.deadline = question, epsilon, deadline
         self.rng = np.random.default_rng(seed)
         self.tasks = [_Task(Box(a, b), keep_going) for a, b in zip(*outward(low, high), strict=True)]
@@ -139,8 +143,39 @@ class Search:
             while (chosen := self._chosen(first)) and time.monotonic() < self.deadline:
                 self._step(chosen)
                 on_progress(sum(each.done for each in self.tasks), len(self.tasks))
+                if first and self.neurons and self.low.shape[1] >= _NEURONS_FROM:
+                    self._split_neurons(on_progress)
                 first = False
         return [self._outcome(each) for each in self.tasks]
+
+    def _split_neurons(self, on_progress: Progress) -> None:
+        """Whole boxes, each for its share of the time, those first that lack least."""
+        open_ = sorted((each for each in self.tasks if not each.done), key=lambda task: task.root.bound)
+        until = time.monotonic() + _NEURONS_SHARE * (self.deadline - time.monotonic())
+        for done, task in enumerate(open_):
+            began = time.monotonic()
+            self._decide(task, began + (until - began) / (len(open_) - done))
+            task.seconds += time.monotonic() - began
+            on_progress(sum(each.done for each in self.tasks), len(self.tasks))
+
+    def _decide(self, task: _Task, deadline: float) -> None:
+        """Splits functions over the whole box of a task. Inputs that seemed bad on the way are tried in the runtime."""
+        root, product = task.root, self.question.product
+        smooth = product and any(each.function.smooth for each in (*product.original.unaries, *product.variant.unaries))
+        if product is None or smooth or isinstance(product.original, Forest) or root.open:
+            return
+        try:
+            analysis = Analysis(product, root.low[None], root.high[None], self.floats, self._tick)
+            if (asked := sufficient(analysis, self.question.quantity, self.epsilon)) is None:
+                return
+            bounds, x = decide(analysis, *asked, lambda: deadline - time.monotonic())
+        except TimeOver:
+            return
+        self.replay([self.tasks.index(task)] * len(x), inside(x, root.low, root.high))
+        if (bounds <= asked[1]).all() and not task.refuted:
+            bound = self.epsilon if self.question.quantity == "softmax" else float(bounds.max()) * (1 + 2.0**-23)
+            task.root = Box(root.low, root.high, min(bound, self.epsilon), min(bound, root.real))
+            task.waiting.clear()
 
     def _half(self) -> float:
         return 0.5 * (time.monotonic() + self.deadline)

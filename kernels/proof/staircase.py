@@ -50,13 +50,16 @@ class Side:
         return self.sign * np.clip(np.where(t >= steps.start, behind, before), steps.first, steps.last)
 
 
-def side(f: Function, low: F64, high: F64, sign: float, slack: F64) -> Side:
-    """`f` over low..high from above or below."""
+def side(f: Function, low: F64, high: F64, sign: float, slack: F64, levels: F64 | None = None) -> Side:
+    """`f` over low..high from above or below; `levels`: a quantizer's value is known to lie between these two."""
     if not f.step:
         return Side(f, sign, tuple(np.full(low.shape, each) for each in f.breaks))
     room = f.noise[1]  # of its division: a jump may come so much earlier, or later
     begin, end = (low, high) if sign > 0 else (-high, -low)
     first, last = (sign * f.run(sign * (each + room)) for each in (begin, end))
+    if levels is not None:
+        least, most = (levels[0], levels[1]) if sign > 0 else (-levels[1], -levels[0])
+        first, last = np.clip(first, least, most), np.clip(last, least, most)
     jumps = last > first
     start = np.where(jumps, first + (f.step / 2 - room), end)
     final = np.where(jumps, last - (f.step / 2 + room), end)

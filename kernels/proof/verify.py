@@ -81,10 +81,11 @@ def _finite(value: float) -> float | None:
 def verify(
     original: Path, variant: Path, low: F64, high: F64, epsilon: float, quantity: Quantity = "softmax",
     timeout_s: float = 60.0, options: Options | None = None, on_progress: Progress = lambda done, total: None,
-    statistics: bool = True, floats: bool = True, state: Path | None = None,
+    statistics: bool = True, floats: bool = True, state: Path | None = None, neurons: bool = True,
 ) -> Verification:  # fmt: skip
     """Verdicts for boxes float64[tasks, features]; without `floats` about real arithmetic alone. Raises BadProblem.
 
+    neurons: functions inside the nets are split, too, which a certificate cannot show.
     state: a file. The work goes on from there if it exists, and is kept there when it ends or Ctrl-C is pressed.
     """
     began = time.monotonic()
@@ -94,7 +95,7 @@ def verify(
     check_box(low, high, question.features)
     if not floats:
         question.semantics["arithmetic"] = "real"
-    search = Search(question, low, high, epsilon, began + 0.92 * timeout_s, floats=floats)
+    search = Search(question, low, high, epsilon, began + 0.92 * timeout_s, floats=floats, neurons=neurons)
     outcomes = search.run(on_progress) if state is None else _resumed(search, state, original, variant, on_progress)
     _by_default(question, outcomes, low, high, epsilon, began + timeout_s)
     found: list[Statistics | None] = [None] * len(outcomes)
@@ -121,7 +122,8 @@ def certify(
     quantity: Quantity = "softmax", options: Options | None = None,
 ) -> Outcome:  # fmt: skip
     """The verdict on one box float64[features], for a search over variants. Raises BadProblem."""
-    found = verify(original, variant, low[None], high[None], epsilon, quantity, budget_s, options, statistics=False)
+    found = verify(original, variant, low[None], high[None], epsilon, quantity, budget_s, options, statistics=False,
+                   neurons=False)  # fmt: skip
     return found.outcomes[0]
 
 

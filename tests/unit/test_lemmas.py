@@ -237,6 +237,47 @@ QUANTIZER = [
     ),
 ]
 
+# branch and bound: what a known level says of the argument, and weak duality
+half = z3.RealVal("1/2")
+SPLITS = [
+    Lemma(
+        "a level up to k has its argument below the jump behind k",
+        (*HALF_EVEN, n <= low_step),
+        t <= low_step + half,
+        t <= low_step,
+    ),
+    Lemma(
+        "a level from k + 1 on has its argument above that jump",
+        (*HALF_EVEN, n >= low_step + 1),
+        t >= low_step + half,
+        t >= low_step + 1,
+    ),
+    Lemma(
+        "each level is on one side of a cut",
+        (),
+        z3.Or(n <= low_step, n >= low_step + 1),
+        z3.Or(n <= low_step, n >= low_step + 2),
+    ),
+    Lemma(
+        "a staircase whose levels are known to end at k lies below the line through its corners, and below k",
+        (*HALF_EVEN, n <= high_step),
+        z3.And(whole <= t + half, n <= high_step),
+        z3.And(whole <= t, n <= high_step),
+    ),
+    Lemma(
+        "any multiplier bounds what is linked by an equation with an error",
+        (p * b - q * a <= c, q * h <= d, a == h + t + e, between(-s, e, s)),
+        p * b <= c + d + q * t + z3.If(q > 0, q, -q) * s,
+        p * b <= c + d + q * t,
+    ),
+    Lemma(
+        "a linear function on an edge is largest at one of its ends",
+        (low <= up, between(low, h, up)),
+        a * h + b <= largest(a * low + b, a * up + b),
+        a * h + b <= a * up + b,
+    ),
+]
+
 # exp is no term of Z3's: a = exp(z) > 0 stands for it, t = exp(delta / 2) >= 1, and tanh(delta / 4) = (t - 1) / (t + 1)
 EXPONENTIAL = [
     Lemma(
@@ -255,7 +296,7 @@ EXPONENTIAL = [
     Lemma("tanh slope", (p > -1, p < 1), between(0, 1 - p * p, 1), between(p, 1 - p * p, 1)),
 ]
 
-LEMMAS = [*ONE_NET, *DIFFERENCE, *QUANTIZER, *EXPONENTIAL]
+LEMMAS = [*ONE_NET, *DIFFERENCE, *QUANTIZER, *SPLITS, *EXPONENTIAL]
 
 
 def decide(given: tuple[Claim, ...], claim: Claim) -> z3.CheckSatResult:
