@@ -17,12 +17,10 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-import faust
-from faust.transport.drivers import aiokafka as driver
-
-from audit import credentials, daily, meters
+from audit import daily, meters
 from audit.complaint_counts import WEEK_MS, Complaints
 from audit.counts import Counts
+from audit.faust_app import Durable, application
 from audit.faust_logs import forward_logs
 from audit.warnings import Rules
 from audit.watching import Policy, Reference, Release, Told, Watch
@@ -40,7 +38,6 @@ TAKE_RECORDS = 500
 TAKE_S = 0.1
 TICK_S = 0.2
 TOLD_S = 1.0
-COMMIT_S = 1.0
 MADE_S = 5.0  # how long a freeze of our own holds before lrai.control has brought it back
 STOP_S_MAX = 5.0
 RELEASES_MAX = 1000  # whose tallies are counted; of the ones after that nothing is kept
@@ -50,95 +47,6 @@ TOPIC_OF = {"fairness": topics.FAIRNESS, "drift": topics.FAIRNESS, "alert": topi
 
 class Moved(LraiError):
     """The group gave the partitions to another monitor, or lost sight of this one; the process starts again."""
-
-
-class CommittedThread(driver.AIOKafkaConsumerThread):
-    """Faust reads what was aborted, too, unless it produces in transactions itself."""
-
-    def _create_worker_consumer(self, transport: Any) -> Any:
-        consumer = super()._create_worker_consumer(transport)
-        consumer._isolation_level = "read_committed"
-        return consumer
-
-
-class CommittedConsumer(driver.Consumer):
-    """Faust commits up to the first hole in the offsets, and transactions leave holes: it would stay there for ever.
-
-    A partition here has one agent, which is done with records in their order: all up to the newest may be committed.
-    """
-
-    def _new_consumer_thread(self) -> CommittedThread:
-        return CommittedThread(self, loop=self.loop, beacon=self.beacon)
-
-    def _new_offset(self, tp: Any) -> int | None:
-        done = self._acked[tp]
-        if not done:
-            return None
-        newest: int = max(done)
-        done.clear()
-        self._acked_index[tp].clear()
-        return newest + 1
-
-    async def _add_gap(self, tp: Any, offset_from: int, offset_to: int) -> None:
-        """Nobody asks for holes."""
-
-
-class IdempotentProducer(driver.Producer):
-    """So that a retry cannot put older counts behind newer ones."""
-
-    def _settings_extra(self) -> Mapping[str, Any]:
-        return {"acks": "all", "enable_idempotence": True}
-
-
-class Transport(driver.Transport):
-    Consumer = CommittedConsumer
-    Producer = IdempotentProducer
-
-
-class Durable(faust.Table[bytes, bytes]):
-    """A table whose writes can be waited for."""
-
-    def __init__(self, *args: Any, **more: Any) -> None:
-        super().__init__(*args, **more)
-        self.writes: list[Any] = []
-
-    def send_changelog(self, *args: Any, **more: Any) -> Any:
-        self.writes.append(super().send_changelog(*args, **more))
-        return self.writes[-1]
-
-    async def written(self) -> None:
-        """Until Kafka has all of them; raises what went wrong."""
-        writes, self.writes = self.writes, []
-        await asyncio.gather(*writes)
-
-
-def application(settings: Settings, ids: clients.LaneIds) -> faust.App:
-    """The Faust application without its agents. Raises BadSetting."""
-    if strange := credentials.unknown(settings.kafka_options):
-        log("warning", "the monitor's Kafka client has no such options; left out", kafka_options=strange)
-    app = faust.App(
-        ids.group,
-        broker=[f"aiokafka://{each.strip()}" for each in settings.kafka.split(",")],
-        broker_client_id=ids.member,
-        broker_credentials=credentials.credentials(settings.kafka_options),
-        broker_session_timeout=settings.session_timeout_ms / 1000,
-        broker_heartbeat_interval=settings.session_timeout_ms / 5000,
-        broker_commit_interval=COMMIT_S,
-        consumer_group_instance_id=None if settings.leave else ids.member,
-        consumer_max_fetch_size=settings.record_bytes_max,
-        producer_max_request_size=settings.record_bytes_max,
-        store="memory://",
-        datadir=str(settings.state / ids.member),
-        topic_disable_leader=True,
-        topic_partitions=1,
-        topic_replication_factor=settings.replication,
-        stream_wait_empty=False,
-        stream_recovery_delay=0.0,
-        web_enabled=False,
-    )
-    app.transport = Transport(app.conf.broker_consumer, app)
-    app.producer_transport = Transport(app.conf.broker_producer, app)
-    return app
 
 
 class Monitor:
@@ -168,8 +76,13 @@ class Monitor:
     async def run(self, stop: Event, ready: Callable[[], None]) -> None:
         """Until `stop`, or until something failed, which is raised: then nothing more is committed."""
         await self.app.start()
+        tables: Any = self.app.tables
+        await tables.recovery.completed.wait()
         for key in [key for key in self.table if key != COMPLAINTS]:
             self._counts(*key.decode().split("/"))
+        consumer: Any = self.app.consumer
+        consumer.release()
+        self.app.on_partitions_assigned.connect(self._moved, weak=False)  # type: ignore[arg-type]
         ready()
         ticking = asyncio.create_task(self._ticks())
         while not stop.is_set() and not self.failed and not self.app.should_stop:
@@ -341,9 +254,9 @@ class Monitor:
         """A label of Prometheus: a client may write any name."""
         return model if model and any(model == known for known, _ in self.watch.specs) else ""
 
-    def _moved(self, _: Any, revoked: Any, **__: Any) -> None:
-        """Faust's buffers may still hold records of what it gives up: rather than count them, begin again."""
-        if revoked:
+    def _moved(self, _: Any, partitions: Any, **__: Any) -> None:
+        """Revoked, or assigned later on: queues hold records of before, or are emptied; so all begins again."""
+        if partitions:
             self.failed = self.failed or Moved()
 
 

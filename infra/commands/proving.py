@@ -81,6 +81,8 @@ def _verified(
         found = ask(
             original, variant, low, high, epsilon, output, timeout, on_progress=progress, floats=floats, state=resume
         )
+    if found.question.empty:
+        raise BadProblem("--output softmax: of one output it is always 1; use --output raw or label")
     if as_json:
         print(json.dumps(found.as_dict(), allow_nan=False))
     else:

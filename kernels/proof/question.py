@@ -68,6 +68,12 @@ class Question:
         """The least that one row x differs, alone and in a batch."""
         return float(min(self.replay(x[None])[0], self.replay(np.repeat(x[None], 7, 0)).min()))
 
+    @property
+    def empty(self) -> bool:
+        """Whether it asks for the softmax of one output, which is 1 whatever the models do."""
+        there = self.product is not None and self.net.ending != "probabilities"
+        return self.quantity == "softmax" and there and self.net.tensors[self.net.output].size == 1
+
     def by_default(self) -> Question | None:
         """The same question about default sessions, where they compute something else; only to be tested."""
         return replace(self, sessions=self.served, served=None, product=None) if self.served else None
@@ -115,8 +121,6 @@ def ask(original: Path, variant: Path, quantity: Quantity, options: runtime.Opti
     product = pair(nets[0], nets[1]) if len(nets) == 2 and not reason else None
     if product and product.original.tensors[net.output].size != product.variant.tensors[nets[1].output].size:
         raise BadProblem("the models answer with different numbers of outputs")
-    if quantity == "softmax" and product and net.ending != "probabilities" and net.tensors[net.output].size == 1:
-        raise BadProblem("--output softmax: of one output it is always 1; use --output raw or label")
     facts = runtime.semantics(chosen, odd)
     outputs = (ends[0].tensor, ends[1].tensor)
     return Question(quantity, sessions, net, int(np.prod(shape)), shape, outputs, facts, product, reason, served)
