@@ -73,6 +73,7 @@ class Settings(BaseSettings):
     utilisation_days: int = Field(7, ge=1, le=13)
     complaints_max: int = Field(15, ge=0, description="in complaints_days, before an alert")
     complaints_days: int = Field(7, ge=1, le=14)
+    watch: bool = Field(True, description="count windows by group and cost, and run the monitor")
     metrics_port: int = Field(0, ge=0, le=65_000, description="the first port; each process has the next; 0 is none")
     currency: str = Field("EUR", pattern=r"^[A-Z]{3}$", description="of the prices")
     cpu_hour_price: float = Field(0, ge=0, allow_inf_nan=False, description="of an hour of one core")

@@ -145,7 +145,8 @@ def everything(settings: Settings, key: bytes, specs: Sequence[ModelSpec]) -> li
         children.work(spec, settings.slot)
     for instance in range(settings.audit_writers):
         children.audit(settings.slot + instance)
-    children.monitor(settings.slot)
+    if settings.watch:
+        children.monitor(settings.slot)
     return children.made
 
 

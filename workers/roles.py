@@ -178,7 +178,7 @@ def _actor(
     with ThreadPoolExecutor(len(sinks)) as pool:  # all at once: until then what was left open holds up other models
         list(pool.map(lambda sink, beat: sink.open(beat), sinks, beats))
     loaded, fallback = load(lambda: [beat() for beat in beats])
-    tallying = _tallying(settings, spec, loaded.values())
+    tallying = _tallying(settings, spec, loaded.values()) if settings.watch else None
     control = ControlState(settings, f"{ids[0].member}-control")
     control.to_the_end(beats[0])
     runs = settings.runs or max(1, len(os.sched_getaffinity(0)) // settings.threads)

@@ -26,6 +26,7 @@ BUSY = 0.5  # runnable processes, over the last minute
 CASES: dict[str, Callable[[Bench], Outcome]] = {
     "mlp": cases.mlp,
     "mix": cases.mix,
+    "watch": cases.watch,
     "live": live.live,
     "wide": cases.wide,
     "resnet": cases.resnet,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from tests import nets
 from tests.bench import contenders as who
@@ -26,6 +27,14 @@ HAND = Loops("hand loop", "hand")
 HAND_2 = Loops("hand loop, 2 processes", "hand", shares=2)
 MLP_SIZES = (30, 128, 64, 2)
 MIXED = (("mlp-a", (30, 128, 64, 2)), ("mlp-b", (12, 64, 32, 2)), ("risk-scorer", (64, 128, 3)))
+
+WATCHED = """\
+decision = "probabilities"
+favourable = "1"
+sensitive_features = ["sex", "age", "country"]
+intersections = [["sex", "age"]]
+freeze_on = "never"
+"""
 
 Chunks = Callable[[], Iterator[list[bytes]]]
 
@@ -96,15 +105,15 @@ def race(bench: Bench, models: Path, chunks: Chunks, asked: Sequence[Contender],
         place = bench.place(models)
         backlog: load.Backlog | None = None
         # LRAI first: its own request topic is the backlog that the others read after it
-        for contender in sorted(bench.takes(*asked), key=lambda c: c.name != Lrai.name):
-            if contender.name != Lrai.name and backlog is None:
+        for contender in sorted(bench.takes(*asked), key=lambda c: not isinstance(c, Lrai)):
+            if not isinstance(contender, Lrai) and backlog is None:
                 backlog = _backlog(place, chunks)
                 backlog.release()
             with bench.started(contender, place) as up:
                 if not up:
                     continue
                 backlog = backlog or _backlog(place, chunks)
-                release = backlog.release if contender.name == Lrai.name else contender.go
+                release = backlog.release if isinstance(contender, Lrai) else contender.go
                 rates[contender.name].append(_clocked(place, contender, backlog.records, release))
             bench.say(f"round {number + 1}/{rounds} {contender.name}: {rates[contender.name][-1]:,.0f}/s")
         load.delete_topics(bench.kafka, place.prefix)
@@ -164,6 +173,32 @@ def mix(bench: Bench) -> Outcome:
     outcome.ratio(HAND.name, RATE, 1.8)
     size = sum(len(value) for chunk in chunks for value in chunk) / n
     outcome.notes.append(f"UUID ids, 3-4 attributes of varying length, 1-4 rows, deadlines on 40 %; {size:.0f} bytes")
+    return outcome
+
+
+class Unwatched(Lrai):
+    """LRAI that counts nothing by group and runs no monitor."""
+
+    name = "LRAI with watch = false"
+    options = MappingProxyType({"LRAI_WATCH": "false"})
+
+
+def watch(bench: Bench) -> Outcome:
+    """What watching costs: models that state three sensitive features and an intersection, on the mix."""
+    n = 50_000 if bench.quick else 200_000
+    for name, sizes in MIXED:
+        models = bench.mlp(name, sizes, "watch")
+        (models / name / "1" / "model.toml").write_text(WATCHED)
+    chunks = list(load.mixed([(name, "features", sizes[0]) for name, sizes in MIXED], n))
+    both: tuple[Contender, Contender] = (Lrai(), Unwatched())
+    rates: dict[str, list[float]] = {each.name: [] for each in both}
+    for number in range(bench.rounds):
+        for each in both if number % 2 else both[::-1]:
+            rates[each.name] += race(bench, models, lambda: iter(chunks), [each], 1)[each.name]
+    outcome = bench.outcome("watch", f"What watching costs: the mix, a backlog of {n:,}", bench.rounds)
+    for name, values in rates.items():
+        outcome.add(name, RATE, values)
+    outcome.ratio(Unwatched.name, RATE, 0.97)
     return outcome
 
 

@@ -14,10 +14,11 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 from urllib.parse import urlsplit, urlunsplit
 
@@ -190,6 +191,8 @@ class Lrai:
     """`lrai up`: exactly-once and audited; settled when the last audit row is committed."""
 
     name = "LRAI"
+    options: Mapping[str, str] = MappingProxyType({})
+    """further settings, as environment"""
 
     def __init__(self) -> None:
         self.target = ""
@@ -213,7 +216,7 @@ class Lrai:
         lrai = Path(sys.executable).with_name("lrai")
         command = [str(lrai), "up", "--models", str(place.models), "--kafka", place.kafka, "--store", self._store]
         env = os.environ | {"LRAI_PREFIX": place.prefix, "LRAI_METRICS_PORT": str(free_port())}
-        env["PYTHONFAULTHANDLER"] = "1"
+        env |= {"PYTHONFAULTHANDLER": "1", **self.options}
         try:
             self._child = Child(command, place.logs / f"lrai-{place.prefix}.log", env)
         except OSError as err:
