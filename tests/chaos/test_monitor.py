@@ -22,7 +22,7 @@ from onnx import TensorProto
 from infra.commands import live_state
 from schemas import framing
 from streams import topics
-from streams.admin import Admin, monitor_sources
+from streams.admin import Admin, all_topics, monitor_sources
 from streams.control import FREEZE, UNFREEZE, Control
 from streams.settings import Settings
 from tests import nets
@@ -31,7 +31,7 @@ from tests.chaos.harness import LONG, Client, Place, Reader, Running, Show, alon
 from tests.produced_tallies import Tallies, kept, read, sums
 
 KILLS = 50 if LONG else 10
-BACK_S_MAX = 10.0
+TOGETHER = 5
 MODELS = ("steady", "other")
 WATCHED = """sensitive_features = ["sex"]
 labels = ["no", "yes"]
@@ -80,24 +80,31 @@ def test_kills_lose_and_double_nothing(make_place: Callable[..., Place], show: S
     place, rng, back = make_place(), random.Random(1), list[float]()
     for name in MODELS:
         watched(place.models, name)
+    Admin(settings := Settings(kafka=place.kafka, prefix=place.prefix)).ensure_topics(all_topics(settings, []))
+    with Stream(place) as tallies:
+        for _ in range(KILLS // TOGETHER):  # a supervisor waits longer after each death
+            with alone(place, "monitor", partitions=2) as running:
+                for number in range(TOGETHER):
+                    back += killed(running.ready(), rng, number)
+                assert running.stop() == 0, running.tail()
+    tallies.transaction(tallies.some(MODELS, 1, time.time_ns() // 1_000_000))
     with alone(place, "monitor", partitions=2) as running:
-        running.ready()
-        with Stream(place) as tallies:
-            for number in range(KILLS):
-                if number % 3:  # else while it starts
-                    until(lambda: len(running.named("ready")) > len(back), 40, running.tail)
-                until(over(rng.uniform(0, 1.0)), 5, "a moment")
-                killed, count = time.monotonic(), len(running.named("ready"))
-                kill(running)
-                if number % 3:
-                    until(lambda c=count: len(running.named("ready")) > c, 40, running.tail)
-                    back.append(time.monotonic() - killed)
-        tallies.transaction(tallies.some(MODELS, 1, time.time_ns() // 1_000_000))
-        until(lambda: sums(kept(place.kafka, place.prefix)) == tallies.counted, 30, lambda: differs(place, tallies))
+        until(lambda: sums(kept(place.kafka, place.prefix)) == tallies.counted, 60, lambda: differs(place, tallies))
         assert running.stop() == 0, running.tail()
     behind_the_last(place)
     show(f"{KILLS} kills: {tallies.committed} tallies counted once, {tallies.aborted} aborted ones not; "
          f"ready again after {max(back):.1f} s at most")  # fmt: skip
+
+
+def killed(running: Running, rng: random.Random, number: int) -> list[float]:
+    """Kills it, every third time while it starts; the seconds until it is ready again, where it is waited for."""
+    until(over(rng.uniform(0, 1.0)), 5, "a moment")
+    began, count = time.monotonic(), len(running.named("ready"))
+    kill(running)
+    if not number % 3:
+        return []
+    until(lambda: len(running.named("ready")) > count, 60, running.tail)
+    return [time.monotonic() - began]
 
 
 def behind_the_last(place: Place) -> None:
