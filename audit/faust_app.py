@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import faust
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
 from faust.transport.drivers import aiokafka as driver
 
 from audit import credentials
@@ -15,6 +17,7 @@ from streams.log import log
 from streams.settings import Settings
 
 COMMIT_S = 1.0
+ASK_S = 5.0
 
 
 class CommittedThread(driver.AIOKafkaConsumerThread):
@@ -125,3 +128,28 @@ def application(settings: Settings, ids: clients.LaneIds) -> faust.App:
     app.transport = Transport(app.conf.broker_consumer, app)
     app.producer_transport = Transport(app.conf.broker_producer, app)
     return app
+
+
+class Membership:
+    """Whose the place in the group is. aiokafka sends heartbeats without the name of the instance, so a member that was
+    replaced is not told so: it would join again, and take the place back from its successor."""
+
+    def __init__(self, settings: Settings, ids: clients.LaneIds) -> None:
+        self._ids = ids
+        self._admin = AdminClient(clients.common(settings, f"{ids.member}-admin"))
+        self._own: set[str] = set()
+
+    def note(self, app: faust.App) -> None:
+        """Remembers the name that the group gave this process."""
+        thread: Any = getattr(app.consumer, "_thread", None)
+        if consumer := getattr(thread, "_consumer", None):
+            self._own.add(consumer._coordinator.member_id)
+
+    def taken(self) -> bool:
+        """Whether another process has the place now; False where Kafka does not say."""
+        asked = self._admin.describe_consumer_groups([self._ids.group], request_timeout=ASK_S)
+        try:
+            members = asked[self._ids.group].result(ASK_S).members
+        except (KafkaException, TimeoutError):
+            return False
+        return any(each.group_instance_id == self._ids.member and each.member_id not in self._own for each in members)

@@ -20,7 +20,7 @@ from typing import Any
 from audit import daily, meters
 from audit.complaint_counts import WEEK_MS, Complaints
 from audit.counts import Counts
-from audit.faust_app import Durable, application
+from audit.faust_app import Durable, Membership, application
 from audit.faust_logs import forward_logs
 from audit.warnings import Rules
 from audit.watching import Policy, Reference, Release, Told, Watch
@@ -31,6 +31,7 @@ from schemas.errors import BadRecord, LraiError
 from streams import clients, topics
 from streams.control import FREEZE, UNFREEZE, ControlState
 from streams.log import log
+from streams.loop import Fenced
 from streams.meters import SECONDS
 from streams.settings import Settings
 
@@ -56,7 +57,7 @@ class Monitor:
         self, settings: Settings, ids: clients.LaneIds, watch: Watch, control: ControlState, beat: Callable[[], None]
     ) -> None:
         self.settings, self.watch, self.control, self.beat = settings, watch, control, beat
-        self.app = application(settings, ids)
+        self.app, self.membership = application(settings, ids), Membership(settings, ids)
         log_topic = self._topic(topics.monitor(settings.prefix), partitions=1, compacting=True, internal=True)
         self.table = Durable(
             self.app, name="counts", key_type=bytes, value_type=bytes, partitions=1, use_partitioner=True,
@@ -88,6 +89,7 @@ class Monitor:
         while not stop.is_set() and not self.failed and not self.app.should_stop:
             await asyncio.sleep(TICK_S)
             self.beat()
+            self.membership.note(self.app)
         ticking.cancel()
         if crash := self.failed or self.app.crash_reason:
             raise crash
@@ -254,10 +256,12 @@ class Monitor:
         """A label of Prometheus: a client may write any name."""
         return model if model and any(model == known for known, _ in self.watch.specs) else ""
 
-    def _moved(self, _: Any, partitions: Any, **__: Any) -> None:
+    async def _moved(self, _: Any, partitions: Any, **__: Any) -> None:
         """Revoked, or assigned later on: queues hold records of before, or are emptied; so all begins again."""
         if partitions:
-            self.failed = self.failed or Moved()
+            taken = await asyncio.to_thread(self.membership.taken)
+            self.failed = self.failed or (Fenced() if taken else Moved())
+            await asyncio.Event().wait()  # the process ends; it must not join again before
 
 
 def run(

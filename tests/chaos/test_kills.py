@@ -95,7 +95,7 @@ def test_kills_of_random_processes(make_place: Callable[..., Place], show: Show)
             for number in range(KILLS):
                 until(over(rng.uniform(0.05, 1.0)), 5, "the clock stands still")
                 kills.one(number)
-            until(lambda: len(running.children()) == 7, 30, running.tail)
+            until(lambda: len(running.children()) == 8, 30, running.tail)
         drained(place, load, reader)
         assert running.stop() == 0, running.tail()
     answers = exactly_once(place, load)
