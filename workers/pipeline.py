@@ -115,7 +115,8 @@ class Children:
 
     def monitor(self, instance: int) -> None:
         ids = clients.LaneIds.of(self.settings, topics.MONITOR, instance)
-        self._add(ids.member, roles.monitor, (self.settings, self.specs, instance, self._port()), 1, ())
+        args = (self.settings, self.specs, instance, self._port())
+        self._add(ids.member, roles.monitor, args, 1, (), nice=roles.MONITOR_NICE)
 
     def _port(self) -> int:
         port = self.port

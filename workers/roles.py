@@ -52,6 +52,7 @@ from workers.variants import Choice, Loaded
 
 SWITCH_S = 0.0005  # Python's 5 ms between threads would add up along a window
 BULK_NICE = 10
+MONITOR_NICE = 5  # a freeze some milliseconds later is no harm, an answer is
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 AUDIT_RECORDS_MAX = 500
 AUDIT_BYTES_MAX = 2 * 1024 * 1024
