@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from confluent_kafka import Consumer, TopicPartition
 
@@ -18,6 +19,7 @@ HELD_UP_S_MAX = 2.0  # 1 s is asked for, and the figure is printed; this is the 
 UNTOUCHED_S_MAX = 1.0
 HANG_S = 3
 TRIES_MAX = 300
+CAUGHT_S = 0.5  # of other processes a transaction is open for some milliseconds only; well below HANG_S
 
 
 def latencies(load: Client, reader: Reader, model: str, since: float = 0.0) -> list[float]:
@@ -45,15 +47,19 @@ class Ends:
             each.close()
 
 
+def over_s(seconds: float) -> Iterator[int]:
+    """Counts for so long, and to 5 at least."""
+    end = time.monotonic() + seconds
+    return itertools.takewhile(lambda number: number < 5 or time.monotonic() < end, itertools.count())
+
+
 def stop_inside_transaction(place: Place, running: Running, name: str) -> int:
     """SIGSTOPs the process until it is caught with records written and not committed."""
     ends, pid = Ends(place), running.children()[name]
     try:
         for _ in range(TRIES_MAX):
             os.kill(pid, signal.SIGSTOP)
-            looks = [ends.open() for _ in range(5)]
-            # of other processes a transaction is open for some milliseconds only
-            if all(looks) and all(ends.open() for _ in range(20)):
+            if all(ends.open() for _ in over_s(CAUGHT_S)):
                 return pid
             os.kill(pid, signal.SIGCONT)
     finally:

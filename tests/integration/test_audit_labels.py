@@ -17,15 +17,14 @@ from confluent_kafka import KafkaError
 from audit import sql
 from audit.joining import LABELS_MAX
 from audit.labelling import Labelling
-from audit.store import AuditWindow, Store, migrate
+from audit.store import AuditWindow, Store
 from kernels.spec import ModelSpec
 from schemas import framing
 from schemas.errors import StoreUnavailable
 from streams.control import FREEZE, UNFREEZE, Control
 from tests.decisions import RECEIVED_MS, Row, batch_of
-from tests.watched import Writing, fetch
+from tests.watched import KEY, Writing, fetch
 
-KEY = b"a key of the tests"
 SPEC = ModelSpec(
     "m", "1", "", "hash", (), (), labels=("no", "yes"), favourable="yes", sensitive_features=("sex", "age"),
     intersections=(("sex", "age"),),
@@ -41,12 +40,6 @@ select count(*) from (
      except
      select model, version, attribute, "group", decided, favourable, positive, true_positive from audit.label_count)
 ) d"""
-
-
-@pytest.fixture
-def url(store_url: str) -> str:
-    migrate(store_url)
-    return store_url
 
 
 @pytest.fixture

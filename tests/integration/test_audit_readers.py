@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,8 @@ import audit.store
 from audit.store import AuditWindow, Store, migrate
 from kernels.spec import ModelSpec
 from tests.decisions import RECEIVED_MS, Row, batch_of
-from tests.watched import Writing, fetch
+from tests.watched import KEY, Writing, fetch
 
-KEY = b"a key of the tests"
 SPEC = ModelSpec("m", "1", "", "hash", (), (), favourable="yes", sensitive_features=("sex", "age"))
 FAIRNESS = {
     "id": "f1", "model": "m", "version": "1", "attribute": "sex", "definition": "demographic_parity_difference",
@@ -30,18 +28,6 @@ OPEN = ("refused_record", "model_setting", "model_release", "cost_by_model_hour"
         "label_coverage", "complaint_state", "complaints_by_week")  # fmt: skip
 CLOSED = ("tally_row", "fairness_row", "alert", "incident", "label_count", "labelled_group", "complaint",
           "complaint_action")  # fmt: skip
-
-
-@pytest.fixture
-def url(store_url: str) -> str:
-    migrate(store_url)
-    return store_url
-
-
-@pytest.fixture
-def store(url: str) -> Iterator[Store]:
-    with Store(url, KEY) as store:
-        yield store
 
 
 def as_role(url: str, role: str, statement: str) -> list[tuple[Any, ...]]:

@@ -19,8 +19,8 @@ from audit.store import AuditWindow, DeadLetter, SecondWriter, Store, Written, m
 from infra.postgres import Postgres
 from schemas.errors import StoreUnavailable
 from tests.decisions import ANSWERED_US, RECEIVED_MS, TOPIC, Row, batch_of, ranges_of
+from tests.watched import KEY
 
-KEY = b"a key of the tests"
 DECISIONS = "lrai.decisions"
 WAIT_S = 20.0
 FULL = Row(
@@ -28,18 +28,6 @@ FULL = Row(
     score=0.1, decision="approve", attributes={"sex": "f", "age": "30"}, subject="s", consent_id="k", purpose="p",
     rows=2, batch_rows=64,
 )  # fmt: skip
-
-
-@pytest.fixture
-def url(store_url: str) -> str:
-    migrate(store_url)
-    return store_url
-
-
-@pytest.fixture
-def store(url: str) -> Iterator[Store]:
-    with Store(url, KEY, lock_timeout_s=10) as store:
-        yield store
 
 
 @pytest.fixture(scope="module")

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
 import pytest
 
-from audit.store import AuditWindow, Store, migrate
+from audit.store import AuditWindow, Store
 from schemas import framing
 from streams.coalesce import pseudonyms
 from tests.decisions import RECEIVED_MS, Row, batch_of
-from tests.watched import TOPICS, Writing, fetch
+from tests.watched import KEY, TOPICS, Writing, fetch
 
-KEY = b"a key of the tests"
 AT = datetime.fromtimestamp(RECEIVED_MS / 1000, UTC)
 TALLY = {
     "id": "t1", "kind": "decisions", "model": "m", "version": "1", "worker": "w", "priority": "bulk", "at": RECEIVED_MS,
@@ -40,18 +38,6 @@ ALERT = {
 }  # fmt: skip
 COMPLAINT = {"complaint_id": "c1", "request_id": "r1", "by": "person-17", "text": "unfair", "at": RECEIVED_MS}
 LABEL = {"request_id": "r1", "outcome": "yes"}
-
-
-@pytest.fixture
-def url(store_url: str) -> str:
-    migrate(store_url)
-    return store_url
-
-
-@pytest.fixture
-def store(url: str) -> Iterator[Store]:
-    with Store(url, KEY) as store:
-        yield store
 
 
 @pytest.fixture
