@@ -30,6 +30,7 @@ from infra.commands import (
     references,
     reporting,
     request_files,
+    scheduling,
     sending,
     shown,
 )
@@ -58,6 +59,7 @@ app.add_typer(variant_commands.app, name="variant")
 app.add_typer(letters.app, name="deadletter")
 app.add_typer(equity.app, name="equity")
 app.add_typer(complaints.app, name="complaint")
+app.add_typer(scheduling.app, name="scheduler")
 app.command("label")(label_files.label)
 app.add_typer(reporting.app, name="report")
 app.command("reference")(references.make_reference)
