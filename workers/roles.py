@@ -209,10 +209,12 @@ def _actor(
 
     for number, priority in enumerate(PRIORITIES):
         slo_s, worker = objective_s(spec, priority, loaded), ids[number].member
+        reporting = None
         if slo_s:
             meters.OBJECTIVE_S.labels(spec.model, spec.version, priority).set(slo_s)
-        told = topics.scheduler(settings.prefix)
-        reporting = Reporting(spec, priority, worker, told, limits, slo_s) if slo_s and scheduled(settings, spec) else None
+            if scheduled(settings, spec):
+                told = topics.scheduler(settings.prefix)
+                reporting = Reporting(spec, priority, worker, told, limits, slo_s)
         actor = Actor(
             spec=spec, choice=Choice(loaded, spec.prefer, spec.under_load, slo_s), forced=forced,
             home=Home(homes, topics.decisions(settings.prefix), worker, settings.result_bytes_max),
