@@ -237,8 +237,9 @@ def recorded(settings: Settings, priorities: Sequence[str], period: Period, stop
     names = {topics.requests(settings.prefix, each): each for each in priorities}
     with Reader(settings, list(names), 0, period.start_ms) as reader, errors.status("recording") as status:
         found = Recording(_models(settings), Registry(settings.registry, lambda: None))
+        errors.print(f"recording {', '.join(names)}; Ctrl-C ends it", markup=False, highlight=False)
         next_shown = 0.0
-        for messages in _windows(reader, period, stop, _now_ms):
+        for messages in windows(reader, period, stop, _now_ms):
             for topic, priority in names.items():
                 mine = [each for each in messages if each.topic() == topic]
                 found.add(priority, [each.timestamp()[1] for each in mine], [_value(each) for each in mine])
@@ -246,7 +247,7 @@ def recorded(settings: Settings, priorities: Sequence[str], period: Period, stop
                 break
             if time.monotonic() > next_shown:
                 next_shown = time.monotonic() + SHOW_S
-                status.update(f"recording: {found.taken} request(s){found.left_out_text}; Ctrl-C ends it")
+                status.update(f"recording: {found.taken} request(s){found.left_out_text}")
     return found
 
 
@@ -255,7 +256,7 @@ def _value(message: Message) -> bytes | None:
     return value.encode() if isinstance(value, str) else value
 
 
-def _windows(
+def windows(
     reader: Reader, period: Period, stop: threading.Event, now_ms: Callable[[], int]
 ) -> Iterator[list[Message]]:
     """What was stamped within the period, until each partition was read to its end after the period was over."""

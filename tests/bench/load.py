@@ -27,6 +27,7 @@ Headers = dict[str, str | bytes | None]
 PARTITIONS = 4
 CHUNK = 10_000  # records encoded at a time
 RUN = 500  # records in a row to one partition of a backlog, as the sticky partitioner of a busy client does
+LEAD_S = 0.5  # from when all is encoded to the first record
 TICK_S = 0.002  # of the live load; one partition a tick, so that its own requests to the broker stay few
 DISTINCT = 2_000  # tensors; more would only fill memory
 REQUEST_BYTES = 173
@@ -287,7 +288,7 @@ def live(kafka: str, topic: str, requests: Requests, phases: Sequence[tuple[floa
     """Produces on schedule and saves float64[2, n]: when each was produced, and when it was due (monotonic, s)."""
     due = schedule(phases)
     values = list(itertools.chain.from_iterable(requests.chunks(len(due))))
-    start = time.monotonic() + 0.2
+    start = time.monotonic() + LEAD_S
     on_schedule(kafka, start + due, [topic] * len(due), values, sent_file, requests.headers)
 
 

@@ -23,7 +23,7 @@ from tests.bench.traces import ID_WIDTH
 
 DISTINCT = 64  # tensors of a shape
 CHUNK_BYTES = 100_000_000
-LEAD_S, LEAD_S_EACH = 0.5, 3e-6  # from when deadlines are known to the first request, to finish the records in
+FINISH_S_EACH = 3e-6  # between when deadlines are known and the first request, for each record
 QUIET_S = 20.0  # without an answer, before what is missing is lost
 Inputs = Mapping[str, tuple[str, int]]
 """by model: its input, FP32[rows, features]"""
@@ -113,7 +113,7 @@ def play(kafka: str, prefix: str, trace: Trace, inputs: Inputs, sent_file: str) 
     """Sends the trace on its schedule and saves float64[2, n]: sent, due. Raises TimeoutError."""
     heads = records(trace, inputs)
     names = [topics.requests(prefix, priority) for priority in topics.PRIORITIES]
-    lead_s = LEAD_S + LEAD_S_EACH * len(trace)
+    lead_s = load.LEAD_S + FINISH_S_EACH * len(trace)
     start = time.monotonic() + lead_s
     values = finished(heads, trace, 1000 * (time.time() + lead_s))
     load.on_schedule(kafka, start + trace.at_s, [names[rank] for rank in trace.priority.tolist()], values, sent_file)

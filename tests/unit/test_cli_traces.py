@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from infra.commands import shown
-from infra.commands.traces import NO_ROWS, UNDECODABLE, UNKNOWN, Period, Recording, load_file, period_of
+from infra.commands.traces import NO_ROWS, UNDECODABLE, UNKNOWN, Period, Recording, load_file, period_of, windows
 from schemas import framing
 from schemas.columns import varints
 from schemas.errors import BadSetting
@@ -148,3 +150,64 @@ def test_commands_end_with_a_message(tmp_path: Path) -> None:
         assert (done.returncode, message in done.stderr) == (code, True), done.stderr
         assert "Traceback" not in done.stderr
     assert sorted(each.name for each in tmp_path.iterdir()) == ["cut.csv"]
+
+
+@dataclass
+class Stamped:
+    """A record on a partition."""
+
+    part: int
+    at_ms: int
+
+    def topic(self) -> str:
+        return "requests"
+
+    def partition(self) -> int:
+        return self.part
+
+    def timestamp(self) -> tuple[int, int]:
+        return (2, self.at_ms)
+
+
+class Partitions:
+    """What a reader takes, window by window: stamps by partition; a partition without any is at its end."""
+
+    def __init__(self, *taken: dict[int, list[int]]) -> None:
+        self.behind = {("requests", 0), ("requests", 1)}
+        self.left = list(taken)
+
+    def take(self) -> list[Stamped]:
+        now = self.left.pop(0)
+        self.behind = {("requests", part) for part, stamps in now.items() if stamps}
+        return [Stamped(part, at) for part, stamps in now.items() for at in stamps]
+
+
+def kept(reader: Partitions, period: Period, clock: list[int], stop: threading.Event | None = None) -> list[list[int]]:
+    found = windows(reader, period, stop or threading.Event(), lambda: clock.pop(0))
+    return [[each.at_ms for each in window] for window in found]
+
+
+def test_a_period_past_ends_when_each_partition_was_read_so_far() -> None:
+    reader = Partitions({0: [5, 10], 1: []}, {0: [15, 19, 20], 1: []}, {0: [99], 1: []})
+    assert kept(reader, Period(10, 20), [10_000] * 3) == [[10], [15, 19]]
+    assert len(reader.left) == 1  # partition 1 was at its end, 0 behind the period
+
+
+def test_a_partition_that_never_comes_to_its_end_does_not_hold_up() -> None:
+    # each is at its end once after the period, never both at once, and none has a record stamped later
+    reader = Partitions({0: [11], 1: []}, {0: [], 1: [12]})
+    assert kept(reader, Period(10, 20), [10_000] * 2) == [[11], [12]]
+
+
+def test_a_live_period_waits_for_its_end() -> None:
+    reader = Partitions({0: [], 1: []}, {0: [12], 1: []}, {0: [], 1: []})
+    # over at 20, and what was stamped before it is waited for another second
+    assert kept(reader, Period(None, 20), [15, 21, 1020]) == [[], [12], []]
+
+
+def test_stop_ends_it_with_what_is_there() -> None:
+    stop = threading.Event()
+    found = windows(Partitions({0: [1], 1: []}), Period(None, None), stop, lambda: 0)
+    assert [each.at_ms for each in next(found)] == [1]
+    stop.set()
+    assert not list(found)
