@@ -10,7 +10,7 @@ import numpy as np
 from tests.bench.simulator.lane import Lane
 from tests.bench.simulator.machine import Ints
 from tests.bench.simulator.policy import LaneView, Plan, Stage
-from tests.bench.simulator.world import EXPIRED, World
+from tests.bench.simulator.world import EXPIRED, World, nothing
 
 Deliver = Callable[[int, int, Ints], None]  # model, priority, requests
 
@@ -36,9 +36,10 @@ class Coalescer(Lane):
             self.world.calendar.at(max(self.world.calendar.now_s, due_s), self._produce)
 
     def _produce(self) -> None:
-        machine, until = self.world.machine, int(self._at_s.searchsorted(self.world.calendar.now_s + 1e-9, "right"))
-        records, self._sent = until - self._sent, until
-        self.world.work("load", machine.load_record_s * records, _nothing)
+        machine, due = self.world.machine, int(self._at_s.searchsorted(self.world.calendar.now_s + 1e-9, "right"))
+        records = min(due - self._sent, machine.append_records_max)
+        self._sent += records
+        self.world.work("load", machine.load_record_s * records, nothing)
         self.world.serve(machine.append_s + machine.record_s * records, self._appended)
 
     def _appended(self) -> None:
@@ -83,7 +84,3 @@ class Coalescer(Lane):
                 self._deliver(kind, self.priority, members)
 
         self.write(len(requests) + len(expired), visible)
-
-
-def _nothing() -> None:
-    pass

@@ -126,25 +126,29 @@ class Machine:
 
     tick_s: float = 0.002
     """clients produce to a lane at most this often"""
-    append_s: float = 0.0004
+    append_records_max: int = 10_000
+    """of a produce request"""
+    append_s: float = 0.0003
     """a produce request and the fetch that it wakes"""
-    record_s: float = 3e-6
+    record_s: float = 2e-6
     """a record written and read once"""
-    transaction_s: float = 0.002
+    transaction_s: float = 0.001
     """until a commit is confirmed"""
-    marker_s: float = 0.004
-    """from there until readers of committed records have been served"""
-    commit_latency_s: float = 0.003
+    marker_s: float = 0.0015
+    """from there until who reads committed records next has been served"""
+    after_s: float = 0.004
+    """of a transaction, and of those who follow it apart from answers; nobody waits for it"""
+    commit_latency_s: float = 0.002
     """of a transaction in which nobody works"""
     jitter: float = 0.5
     """sigma of the logarithm of what a transaction costs; its mean stays"""
     put_off_s: float = 0.02
     """a producer whose last but one transaction has no markers yet asks again"""
 
-    coalesce_s: float = 0.0015
-    coalesce_record_s: float = 9e-6
-    actor_s: float = 0.002
-    actor_record_s: float = 10e-6
+    coalesce_s: float = 0.0012
+    coalesce_record_s: float = 4e-6
+    actor_s: float = 0.0012
+    actor_record_s: float = 4e-6
     load_record_s: float = 12e-6
     """the clients' processes that send"""
     reader_record_s: float = 5e-6

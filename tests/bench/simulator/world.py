@@ -16,6 +16,7 @@ REPORT_S = 1.0  # between two publications of an actor
 REPORT_LATE_S = 0.1  # until everybody has read one
 RANDOM = 4096  # drawn at a time
 OK, EXPIRED = 1, 2
+LANES = len(PRIORITIES)
 Done = Callable[[], None]
 
 
@@ -132,10 +133,12 @@ class Transactions:
 
         def confirmed() -> None:
             world.serve(machine.marker_s * factor, marked)
+            world.serve(machine.after_s * factor, nothing)
             committed()
 
         work_s = machine.transaction_s * factor + machine.record_s * records
         world.serve(work_s, lambda: world.calendar.after(machine.commit_latency_s * factor, confirmed))
 
 
-LANES = len(PRIORITIES)
+def nothing() -> None:
+    """For work that nobody waits for."""
