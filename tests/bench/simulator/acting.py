@@ -25,15 +25,18 @@ class ActorLane(Lane):
         self._number, self._model = model, world.models[model]
         self._turns = turns
         self._queue: deque[Ints] = deque()
-        self._waiting = 0
+        self._waiting = self._rows = 0
 
     def deliver(self, requests: Ints) -> None:
         """Batch records of one window of a coalescer, by the rows that one may have."""
         rows = np.cumsum(self.world.trace.rows[requests])
         most = self.world.machine.batch_rows_max
-        cuts = np.flatnonzero(np.diff((rows - 1) // most)) + 1
-        self._queue.extend(np.split(requests, cuts))
+        if rows[-1] <= most:
+            self._queue.append(requests)
+        else:
+            self._queue.extend(np.split(requests, np.flatnonzero(np.diff((rows - 1) // most)) + 1))
         self._waiting += len(requests)
+        self._rows += int(rows[-1])
         self.arrived()
 
     def lag(self) -> int:
@@ -45,10 +48,9 @@ class ActorLane(Lane):
     def view(self) -> LaneView:
         trace, now_s = self.world.trace, self.world.calendar.now_s
         oldest_s = now_s - float(trace.at_s[self._queue[0][0]]) if self._queue else 0.0
-        rows = sum(int(trace.rows[each].sum()) for each in self._queue) if len(self._queue) <= 64 else self._waiting
         return LaneView(
             stage=self.stage, lane=self.name, priority=self.priority, model=self._model.name, lag=self._waiting,
-            batches=len(self._queue), rows=rows, oldest_s=oldest_s, rate=self.rate.value, last=self.last,
+            batches=len(self._queue), rows=self._rows, oldest_s=oldest_s, rate=self.rate.value, last=self.last,
             objective_s=self._model.objective_s[self.priority], ladder=self._model.ladder,
             reported=self.world.reports.seen,
         )  # fmt: skip
@@ -58,6 +60,7 @@ class ActorLane(Lane):
         taken = [self._queue.popleft() for _ in range(count)]
         requests = taken[0] if count == 1 else np.concatenate(taken)
         self._waiting -= len(requests)
+        self._rows -= int(self.world.trace.rows[requests].sum())
         return requests, count
 
     def function(self, requests: Ints, plan: Plan) -> None:
@@ -70,7 +73,7 @@ class ActorLane(Lane):
         deferred = requests[:0]
         if plan.shed or (plan.defer and self.lowest):
             age_s = self.world.calendar.now_s - self.world.trace.at_s[requests]
-            late = age_s > self._model.objective_s[self.priority]
+            late = age_s > (self._model.objective_s[self.priority] if plan.late_s is None else plan.late_s)
             if plan.shed:
                 expired, requests = np.concatenate([expired, requests[late]]), requests[~late]
             else:
@@ -90,8 +93,9 @@ class ActorLane(Lane):
         seconds = profile.run_s(min(rows, most))
 
         def ended() -> None:
-            self._turns.release()
+            # a thread that leaves its turn asks for the next one before another has woken up
             self._pieces(rows - most, most, profile, done)
+            self._turns.release()
 
         def go() -> None:
             if profile.gpu:

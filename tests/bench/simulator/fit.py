@@ -90,7 +90,9 @@ def fitted(runs: Sequence[Run], guess: Machine, evaluations: int) -> Machine:
 
 def table(runs: Sequence[Run], machine: Machine) -> list[str]:
     """Measured and simulated side by side."""
-    lines = ["| run | fitted | p50 ms | simulated | p95 ms | simulated | broker cores | simulated | events/s | simulated |"]
+    lines = [
+        "| run | fitted | p50 ms | simulated | p95 ms | simulated | broker cores | simulated | events/s | simulated |"
+    ]
     lines.append("|---|---|--:|--:|--:|--:|--:|--:|--:|--:|")
     for run in runs:
         mine, cells = simulated(run, machine), [run.name, "yes" if run.fit else "no"]
@@ -108,7 +110,9 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="compare what was fitted before; fit nothing")
     given = parser.parse_args()
     runs = measured.runs()
-    machine = measured.machine() if given.show else fitted([each for each in runs if each.fit], Machine(), given.evaluations)
+    machine = (
+        measured.machine() if given.show else fitted([each for each in runs if each.fit], Machine(), given.evaluations)
+    )
     if not given.show:
         stated = {each.name: getattr(machine, each.name) for each in fields(machine)}
         rounded = {name: float(f"{x:.4g}") if isinstance(x, float) else x for name, x in stated.items()}

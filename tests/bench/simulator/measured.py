@@ -86,7 +86,9 @@ def main() -> None:
     found = {name: mlp(sizes) for name, sizes in NETS.items()}
     PROFILES.write_text(json.dumps({name: vars(each) for name, each in found.items()}, indent=1) + "\n")
     for name, each in found.items():
-        print(f"{name}: best {each.best_rows} rows, {each.row_s * 1e6:.2f} us a row, {each.run_s(1) * 1e6:.0f} us for one")
+        print(
+            f"{name}: best {each.best_rows} rows, {each.row_s * 1e6:.2f} us a row, {each.run_s(1) * 1e6:.0f} us for one"
+        )
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ class Plan:
 
     `window_s`: how long it stays open after its first record; `records_max`: requests of a coalescer's window, batch
     records of an actor's; `rows_max` of a kernel run; `variant`: a place in the model's ladder; `defer`: requests that
-    are later than the objective already go to the actor's lowest lane; `shed`: they are answered EXPIRED without a
-    run (what BentoML does; LRAI itself never); `pause_s`: after the window's transaction.
+    are late already go to the actor's lowest lane; `shed`: they are answered EXPIRED without a run (what BentoML does;
+    LRAI itself never); `late_s`: from which age on they are, None is the objective; `pause_s`: after the transaction.
     """
 
     window_s: float = 0.0
@@ -27,6 +27,7 @@ class Plan:
     variant: int = 0
     defer: bool = False
     shed: bool = False
+    late_s: float | None = None
     pause_s: float = 0.0
 
 

@@ -78,7 +78,8 @@ class World:
 
     def _draw(self) -> list[float]:
         sigma = self.machine.jitter
-        return list(np.exp(self._rng.standard_normal(RANDOM) * sigma - sigma**2 / 2))
+        drawn: list[float] = np.exp(self._rng.standard_normal(RANDOM) * sigma - sigma**2 / 2).tolist()
+        return drawn
 
 
 class Reports:
@@ -105,9 +106,12 @@ class Reports:
             p50, p95, p99 = np.quantile(latency_s, (0.5, 0.95, 0.99)).tolist()
             late = int((latency_s > self._world.models[model].objective_s[priority]).sum())
             name = self._world.models[model].name
-            found[name, priority] = Reported(now_s, len(latency_s), p50, p95, p99, late)
+            found[name, priority] = Reported(float(now_s), len(latency_s), p50, p95, p99, late)
         self._since.clear()
-        self._world.calendar.after(REPORT_LATE_S, lambda: self.seen.update(found))
+        self._world.calendar.after(REPORT_LATE_S, lambda: self._read(found))
+
+    def _read(self, found: dict[tuple[str, int], Reported]) -> None:
+        self.seen = {**self.seen, **found}
 
 
 class Transactions:
