@@ -121,13 +121,14 @@ def test_shared_cores_are_as_processor_sharing_says() -> None:
     assert float(np.mean(sojourn_s)) == pytest.approx(service_s / (1 - load), rel=0.05)
 
 
-def slow_sharing(jobs: list[tuple[float, float]], count: float, step_s: float = 1e-4) -> list[float]:
+def slow_sharing(jobs: list[tuple[float, float]], count: float, crowding: float, step_s: float = 1e-4) -> list[float]:
     """When each of (at, work) ends, by small steps of time."""
     left, ends, now_s = [work for _, work in jobs], [math.nan] * len(jobs), 0.0
     while any(map(math.isnan, ends)):
         active = [i for i, (at_s, _) in enumerate(jobs) if at_s <= now_s and math.isnan(ends[i])]
         for i in active:
-            left[i] -= step_s * min(1.0, count / len(active))
+            share = max(1.0, len(active) / count)
+            left[i] -= step_s / (share + crowding * (share - 1))
             if left[i] <= 0:
                 ends[i] = now_s + step_s
         now_s += step_s
@@ -140,7 +141,7 @@ def slow_sharing(jobs: list[tuple[float, float]], count: float, step_s: float = 
     st.sampled_from([1.0, 1.7, 3.0]),
 )
 def test_shared_cores_are_as_small_steps_of_time_say(jobs: list[tuple[float, float]], count: float) -> None:
-    cores = Cores(count)
+    cores = Cores(count, 0.2)
     calendar, ends = Calendar([cores]), {}
     for i, (at_s, work_s) in enumerate(jobs):
 
@@ -149,7 +150,7 @@ def test_shared_cores_are_as_small_steps_of_time_say(jobs: list[tuple[float, flo
 
         calendar.at(at_s, arrive)
     calendar.run()
-    assert [ends[i] for i in range(len(jobs))] == pytest.approx(slow_sharing(jobs, count), abs=2e-3)
+    assert [ends[i] for i in range(len(jobs))] == pytest.approx(slow_sharing(jobs, count, 0.2), abs=2e-3)
 
 
 def test_little() -> None:

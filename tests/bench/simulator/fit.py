@@ -25,7 +25,7 @@ from tests.bench.simulator.run import simulate
 
 FREE = (
     *("append_s", "record_s", "transaction_s", "marker_s", "after_s", "commit_latency_s", "jitter"),
-    *("coalesce_s", "coalesce_record_s", "actor_s", "actor_record_s", "background_cores"),
+    *("coalesce_s", "coalesce_record_s", "actor_s", "actor_record_s", "crowding"),
 )
 FIGURES = ("p50_ms", "p95_ms", "broker_cores", "events_s")
 SECONDS = 6.0
@@ -59,7 +59,7 @@ def simulated(run: Run, machine: Machine, seconds: float = SECONDS, seed: int = 
     machine = machine if run.rate else replace(machine, load_record_s=0.0)
     result = simulate(trace_of(run, seconds), [model], machine, Static(windows_s), seed)
     p50_s, p95_s, _ = result.quantiles_s(run.priority, skip_s=WARM_S if run.rate else 0.0)
-    broker = result.spent.cpu_s["broker"] / max(result.ended_s, seconds if run.rate else 0.0)
+    broker = result.broker_s / max(result.ended_s, seconds if run.rate else 0.0)
     return Simulated(float(p50_s) * 1e3, float(p95_s) * 1e3, float(broker), result.throughput)
 
 

@@ -30,6 +30,8 @@ class Result:
     ended_s: float
     spent: Spent
     events: int
+    broker_s: float
+    """seconds of a core that the brokers took, with what crowding added"""
 
     @cached_property
     def in_time(self) -> NDArray[np.bool_]:
@@ -89,6 +91,7 @@ def simulate(trace: Trace, models: Sequence[Model], machine: Machine, policy: Po
         trace=trace, latency_s=world.answered_s - trace.at_s, code=world.code,
         objective_s=objectives[trace.model, trace.priority], span_s=max(float(trace.at_s[-1]), machine.tick_s, 1e-9),
         ended_s=float(world.answered_s.max()), spent=world.spent, events=world.calendar.events,
+        broker_s=world.spent.cpu_s["broker"] * world.broker.busy_s / max(world.broker.work_s, 1e-9),
     )  # fmt: skip
 
 

@@ -37,8 +37,8 @@ class World:
         if absent := [name for name in trace.models if name not in by_name]:
             raise BadSimulation(f"models = {sorted(by_name)}: the trace asks for {absent[0]}; add it")
         self.models = [by_name[name] for name in trace.models]
-        self.host = Cores(machine.cores - machine.background_cores)
-        self.broker = self.host if machine.broker_cores is None else Cores(machine.broker_cores)
+        self.host = Cores(machine.cores - machine.background_cores, machine.crowding)
+        self.broker = self.host if machine.broker_cores is None else Cores(machine.broker_cores, machine.crowding)
         self.calendar = Calendar([self.host] if self.broker is self.host else [self.host, self.broker])
         self.spent = Spent()
         n = len(trace.at_s)
