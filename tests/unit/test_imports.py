@@ -17,6 +17,8 @@ LAYERS = ("schemas", "kernels", "streams", "audit", "workers", "lrai")  # each m
 ENGINE = ("schemas", "kernels", "streams", "workers")
 ENGINE_LINES_MAX = 6_230  # with variants: they are loaded, certified, checked, chosen and forced in the engine
 WATCH = ("workers/tallies.py", "workers/tallying.py", "workers/cost.py", "kernels/reference.py")
+TRACE = "streams/trace.py"  # a file format that no process of the service reads
+TRACE_LINES_MAX = 140
 WATCH_LINES_MAX = 520  # what an actor counts beside answering, and counted apart from the engine
 APART_LINES_MAX = {"kernels/proof": 2_900, "kernels/compile": 2_850}  # counted apart from the engine
 CHECKER_LINES_MAX = 837  # of the proofs, and counted apart from them: it shares nothing with the prover
@@ -26,7 +28,7 @@ PURE = (
     *(f"schemas.{name}" for name in ("columns", "cursor", "requests", "results", "framing", "tensors", "errors")),
     *(f"streams.{name}" for name in ("window", "headers", "decisions", "ended", "batching", "admission", "coalesce")),
     *("streams.topics", "workers.merge", "workers.answers", "workers.turns", "workers.backoff", "workers.variants"),
-    "workers.tallies",
+    *("workers.tallies", "streams.trace"),
     *("kernels.spec", "kernels.outcome", "audit.rows"),
     *(f"audit.{name}" for name in ("fairness", "sequential", "drift", "warnings", "labels")),
     *(f"audit.{name}" for name in ("counts", "complaint_counts", "daily", "watching")),
@@ -121,12 +123,16 @@ def lines_in_all(paths: Iterable[Path]) -> int:
 
 
 def test_the_core_engine_is_small() -> None:
-    apart = {path for folder in APART_LINES_MAX for path in files(folder)} | {ROOT / each for each in WATCH}
+    apart = {path for folder in APART_LINES_MAX for path in files(folder)} | {ROOT / each for each in (*WATCH, TRACE)}
     assert lines_in_all(path for path in files(*ENGINE) if path not in apart) < ENGINE_LINES_MAX
 
 
 def test_what_an_actor_counts_is_small_too() -> None:
     assert lines_in_all(ROOT / each for each in WATCH) < WATCH_LINES_MAX
+
+
+def test_the_format_of_traces_is_small_too() -> None:
+    assert lines_in_all([ROOT / TRACE]) < TRACE_LINES_MAX
 
 
 CHECKER = sorted((ROOT / "kernels" / "proof").glob("checker*.py"))
