@@ -76,15 +76,18 @@ def errors(runs: Sequence[Run], machine: Machine, seconds: float = SECONDS) -> F
 def fitted(runs: Sequence[Run], guess: Machine, evaluations: int) -> Machine:
     """The machine whose runs are the most like the measured ones."""
 
-    def machine(logs: Floats) -> Machine:
-        return replace(guess, **{name: getattr(guess, name) * math.exp(x) for name, x in zip(FREE, logs, strict=True)})
+    def machine(at: Floats) -> Machine:
+        return replace(
+            guess, **{name: getattr(guess, name) * math.exp(x - 1) for name, x in zip(FREE, at, strict=True)}
+        )
 
-    def cost(logs: Floats) -> Floats:
-        off = errors(runs, machine(logs))
+    def cost(at: Floats) -> Floats:
+        off = errors(runs, machine(at))
         off = np.sign(off) * np.sqrt(2 * ROBUST * (np.sqrt(off**2 + ROBUST**2) - ROBUST))
-        return np.concatenate([off, PULL * logs])
+        return np.concatenate([off, PULL * (at - 1)])
 
-    found = least_squares(cost, np.zeros(len(FREE)), diff_step=0.2, x_scale=0.5, max_nfev=evaluations, bounds=(-3, 3))
+    # from 1 on, not from 0: steps are relative, and must be coarse, as a cost changes a run by jumps
+    found = least_squares(cost, np.ones(len(FREE)), diff_step=0.15, max_nfev=evaluations, bounds=(-2, 4))
     return machine(found.x)
 
 
