@@ -71,10 +71,13 @@ def record(
         found = recorded(settings, chosen, period, stop)
         if not found.taken:
             raise LraiError(f"{file}: not written, no request came on {', '.join(chosen)}{found.left_out_text}")
-        target.writelines(write(found.trace()))
+        trace = found.trace()
+        target.writelines(write(trace))
     text = f"{found.taken} request(s) in {file}{found.left_out_text}"
     if found.full:
         text += f"; ended at {RECORDED_MAX} requests, record the rest from {_text_of(found.newest_ms)} on"
+    if (silence_s := float(np.diff(trace.at_s).max(initial=0))) > GAP_S_MAX:
+        text += f"; the longest silence is {silence_s:g} s: read it with --gap-s-max {math.ceil(silence_s)}"
     out.print(text, markup=False, highlight=False)
 
 

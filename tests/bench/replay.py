@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from infra.commands.traces import load_file
 from schemas.columns import assemble, varints
+from schemas.errors import LraiError
 from streams import topics
 from streams.trace import GAP_S_MAX, Trace, write
 from tests.bench import load
@@ -140,10 +141,10 @@ def main() -> None:
     parser.add_argument("--inputs", required=True, nargs="+", help="MODEL:INPUT:FEATURES of each model")
     parser.add_argument("--gap-s-max", type=float, default=GAP_S_MAX)
     given = parser.parse_args()
-    trace = load_file(given.trace, given.gap_s_max)
     try:
+        trace = load_file(given.trace, given.gap_s_max)
         inputs = inputs_of(given.inputs, trace.models)
-    except ValueError as err:
+    except (ValueError, LraiError) as err:
         parser.error(str(err))
     play(given.kafka, given.prefix, trace, inputs, given.sent)
 

@@ -8,8 +8,10 @@ import pytest
 from schemas import framing, requests, results
 from schemas.columns import Texts
 from streams.registry import Registry
+from streams.trace import Trace
 from tests.bench.reader import statuses
-from tests.bench.replay import finished, inputs_of, records
+from tests.bench.replay import Replayed, finished, inputs_of, records
+from tests.bench.scheduling import score
 from tests.bench.traces import MIXED, bursty, heavy_tailed
 
 INPUTS = {kind.model: ("features", kind.features) for kind in MIXED}
@@ -58,3 +60,21 @@ def test_inputs_that_are_missing_or_wrong() -> None:
         inputs_of(["mlp:30"], ["mlp"])
     with pytest.raises(ValueError, match="the trace asks trees too"):
         inputs_of(["mlp:x:30"], ["mlp", "trees"])
+
+
+def test_what_counts_as_good() -> None:
+    at = np.arange(10) * 1.0
+    kinds = [0, 1, 1, 2, 2, 1, 1, 1, 1, 1]
+    ints = np.ones(10, np.int32)
+    trace = Trace(at, np.array(kinds, np.int8), np.zeros(10, np.int16), ("m",), ints, ints, np.full(10, np.nan))
+    waited = np.array([0.1, 0.1, 0.2, 0.2, 2.0, np.nan, 0.1, 0.1, 0.1, 0.1])
+    status = np.array([0, 0, 0, 0, 0, -1, results.EXPIRED, results.FAILED, 0, 0], np.int8)
+    found = score(
+        Replayed(trace, 100 + at, 99.5 + at, 100 + at + waited, status),
+        {"interactive": 0.05, "standard": 0.15, "bulk": 1.0},
+        1.0,
+    )
+    # of the nine that count: 1, 3, 8 and 9 are good; 2 and 4 are late, 5 is lost, 6 and 7 are no answers that count
+    assert found.goodput == 4 / 8 and found.late == pytest.approx(100 * 5 / 9)
+    assert found.expired == pytest.approx(100 / 9) and found.lost == 1
+    assert found.p95_ms == np.inf and found.behind_ms == 500

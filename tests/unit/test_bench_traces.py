@@ -57,7 +57,7 @@ def test_diurnal_keeps_its_mean_and_swings() -> None:
 
 
 def test_bursty_has_the_moments_of_its_process() -> None:
-    """Index of dispersion of counts of a two-state process (Fischer and Meier-Hellstern 1993, section 3)."""
+    """Index of dispersion of counts of a two-state process (Fischer and Meier-Hellstern 1993)."""
     seconds = 4000.0
     trace = traces.bursty(100.0, seconds)
     switches = 1 / traces.CALM_S + 1 / traces.BURST_S
