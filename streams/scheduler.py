@@ -1,4 +1,4 @@
-"""How long the windows of a lane stay open: an analytic optimum, scaled by what experience with a load shows. Pure.
+"""How long the windows of a lane stay open: as long as its objective allows, by a formula and then by experience. Pure.
 
 A window of w seconds costs c seconds of work, its function and its transaction. A request waits for the window before,
 its own and the next stage, about three times the work, and the more of the time a lane works (u = c / (w + c)), the
@@ -6,8 +6,10 @@ longer the work takes on a broker and cores that it shares:
 
     p95(w) = w + 3 c / (1 - u) = w + 3 c + 3 c^2 / w,      least at w = sqrt(3) c
 
-That is where a lane begins. What it learns is one factor on it a load: a contextual bandit whose context is the octave
-of the arrival rate and whether the lane is behind, and whose arms are `SCALES` and the static setting.
+Transactions are what all lanes share, so a lane begins with the longest window whose p95 stays within `TARGET` of the
+objective. From there a contextual bandit learns: its contexts are the octaves of the arrival rate, its arms windows from
+1/50 to half of the objective, and the static setting. A lane that is behind takes the longest window: it is late
+already, and long windows are answered at the highest rate.
 """
 
 from __future__ import annotations
@@ -23,12 +25,12 @@ if TYPE_CHECKING:
     from random import Random
 
 STAGES = 3.0
-SCALES = (0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0)
-STATIC = len(SCALES)  # the arm that is the static setting
+SHARES = (0.02, 0.035, 0.06, 0.1, 0.15, 0.22, 0.33, 0.5)  # of the objective
+LONGEST = len(SHARES) - 1
+STATIC = len(SHARES)  # the arm that is the static setting
 ARMS = STATIC + 1
-FIRST = SCALES.index(1.0)
+TARGET = 0.7
 WINDOW_S_MIN = 0.0005
-OBJECTIVE_SHARE = 0.4  # of the objective, that a window may take at most
 MEMORY = 30  # epochs that an estimate remembers
 EXPLORE = 1 / 16  # of the epochs, once a load is known
 EAGER = 8  # epochs after which it tries half as often as at first
@@ -39,7 +41,7 @@ CONTEXTS_MAX = 128
 @dataclass(frozen=True, slots=True)
 class Features:
     """What a lane sees: records a second; seconds of work a window; the objective; whether more waits than a window
-    takes, or longer than the objective; `pressed`: it is the highest lane, and its objective was missed."""
+    takes, or for longer than the objective; `pressed`: it is the highest lane, and its objective was missed."""
 
     rate: float
     busy_s: float
@@ -49,7 +51,7 @@ class Features:
 
     @property
     def context(self) -> str:
-        return f"{round(math.log2(max(self.rate, 1.0)))}{'+' if self.behind else ''}"
+        return str(round(math.log2(max(self.rate, 1.0))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,20 +111,23 @@ class Scheduler:
 
     def decide(self, features: Features, rng: Random) -> Plan:
         """The best arm that is known for this load; now and then, where it is safe, a neighbour of it."""
-        context = features.context
-        arms = self.estimates.get(context)
-        best = self._best(context)
+        if features.behind:
+            return self._plan(LONGEST, features)
+        best = self._best(features)
+        arms = self.estimates.get(features.context)
         if arms is None or features.pressed:
             return self._plan(best, features)
         known = sum(each.epochs for each in arms)
         if rng.random() >= max(EXPLORE, 1 / (1 + known / EAGER)):
             return self._plan(best, features)
-        arm = FIRST if best == STATIC else min(max(best + rng.choice((-1, 1)), 0), STATIC - 1)
+        arm = self._first(features) if best == STATIC else min(max(best + rng.choice((-1, 1)), 0), LONGEST)
         safe = self._expected(arm, features) <= max(features.objective_s, self._expected(best, features))
         return self._plan(arm, features, tried=True) if safe else self._plan(best, features)
 
     def learn(self, features: Features, plan: Plan, outcome: Outcome) -> None:
-        """What came of a plan under these features."""
+        """What came of a plan under these features. A lane that was behind says nothing of windows."""
+        if features.behind:
+            return
         arms = self.estimates.get(features.context)
         if arms is None:
             if len(self.estimates) >= CONTEXTS_MAX:
@@ -138,8 +143,7 @@ class Scheduler:
         """Seconds from a window's first record to its end."""
         if arm == STATIC:
             return self.static_s
-        best_s = math.sqrt(STAGES) * features.busy_s
-        return min(max(SCALES[arm] * best_s, WINDOW_S_MIN), OBJECTIVE_SHARE * features.objective_s)
+        return max(SHARES[arm] * features.objective_s, WINDOW_S_MIN)
 
     def state(self) -> dict[str, Any]:
         """What was learned, for another process to begin with; JSON."""
@@ -153,16 +157,22 @@ class Scheduler:
             raise ValueError("it is not of this version")
         self.estimates = dict(list(found.items())[:CONTEXTS_MAX])
 
-    def _best(self, context: str) -> int:
-        """The arm of the best mean reward; of a load never seen, that of the nearest one."""
-        if context not in self.estimates:
-            near = [each for each in self.estimates if each.endswith("+") == context.endswith("+")]
-            if not near:
-                return FIRST
-            octave = int(context.rstrip("+"))
-            context = min(near, key=lambda each: abs(int(each.rstrip("+")) - octave))
-        tried = [arm for arm, each in enumerate(self.estimates[context]) if each.epochs]
-        return max(tried, key=lambda arm: self.estimates[context][arm].reward, default=FIRST)
+    def _first(self, features: Features) -> int:
+        """The longest window that the formula allows, else the one of the least p95."""
+        expected = [p95_s(self.window_s(arm, features), features.busy_s) for arm in range(STATIC)]
+        allowed = [arm for arm in range(STATIC) if expected[arm] <= TARGET * features.objective_s]
+        return max(allowed, default=expected.index(min(expected)))
+
+    def _best(self, features: Features) -> int:
+        """The arm of the best mean reward; of a load never seen, that of the nearest one that was."""
+        arms = self.estimates.get(features.context)
+        if arms is None and self.estimates:
+            octave = int(features.context)
+            arms = self.estimates[min(self.estimates, key=lambda each: abs(int(each) - octave))]
+        tried = [arm for arm in range(STATIC) if arms and arms[arm].epochs]
+        if not arms or not tried:
+            return self._first(features)
+        return max([*tried, *([STATIC] if arms[STATIC].epochs else [])], key=lambda arm: arms[arm].reward)
 
     def _plan(self, arm: int, features: Features, tried: bool = False) -> Plan:
         return Plan(arm, self.window_s(arm, features), self._expected(arm, features), tried)
@@ -254,7 +264,7 @@ class Guard:
 
 
 class Rest:
-    """How long a lower lane rests between windows while a higher one misses its objective.
+    """How long a lower lane rests between windows while a higher one misses its objective; at most `most_s`.
 
     Doubled at each report of a miss, cut by a fifth at each one of none: a higher lane is helped at once, a lower one
     finds out slowly how much it may take (additive-increase multiplicative-decrease, seen from the lower lane).
@@ -268,13 +278,13 @@ class Rest:
     MOST_S = 0.5
     EASES = 0.8
 
-    def __init__(self) -> None:
-        self.rest_s = 0.0
+    def __init__(self, most_s: float = MOST_S) -> None:
+        self.most_s, self.rest_s = most_s, 0.0
 
     def reported(self, missed: bool) -> float:
         """A report of a higher lane came."""
         if missed:
-            self.rest_s = min(max(2 * self.rest_s, self.FIRST_S), self.MOST_S)
+            self.rest_s = min(max(2 * self.rest_s, self.FIRST_S), self.most_s)
         else:
             self.rest_s = self.rest_s * self.EASES if self.rest_s > self.FIRST_S / 2 else 0.0
         return self.rest_s

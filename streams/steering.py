@@ -33,6 +33,7 @@ STALE_S = 3.0  # reports older than that are no ground to decide on
 TOLD_MS, LEARNED_MS = 1_000, 30_000  # between two records of what was chosen, and of what was learned
 WINDOWS = 32  # whose work is looked at
 SPAN_S = 0.25  # over which the rate is taken
+REST_SHARE = 0.25  # of its own objective, that a lane may rest for the sake of a higher one
 LATE = 10.0  # times the objective, of answers of which nothing is known
 WINDOW_S_MAX = 10.0
 
@@ -140,6 +141,15 @@ class Epoch:
         return Outcome(self.answers or 1, self.within, self.ratio or LATE, self.cores)
 
 
+@dataclass(frozen=True)
+class Clocks:
+    """Seconds: monotonic, since the epoch, and of the process's CPU."""
+
+    now_s: Callable[[], float] = time.monotonic
+    wall_s: Callable[[], float] = time.time
+    cpu_s: Callable[[], float] = time.process_time
+
+
 @dataclass
 class Arrivals:
     """Records of the last windows: how many a second, and how long the work of a window takes."""
@@ -166,20 +176,21 @@ class Adaptive:
 
     def __init__(
         self, lane: str, worker: str, priority: str, static: LaneLimits, objectives: Mapping[tuple[str, str], float],
-        reports: Reports, topic: str, learner: Learner | None = None, clock: Callable[[], float] = time.monotonic,
-        seed: int = 0,
+        reports: Reports, topic: str, learner: Learner | None = None, clocks: Clocks | None = None, seed: int = 0,
     ) -> None:  # fmt: skip
         self.lane, self.worker, self.priority, self.topic = lane, worker, priority, topic
-        self.static, self.objectives, self.reports, self.clock = static, objectives, reports, clock
+        self.static, self.objectives, self.reports = static, objectives, reports
+        self.clocks = clocks or Clocks()
         self.learner: Learner = learner or Scheduler(static.window_s)
-        self.guard, self.rest, self.arrivals, self.rng = Guard(), Rest(), Arrivals(), Random(seed)
+        self.guard, self.arrivals, self.rng = Guard(), Arrivals(), Random(seed)
+        self.rest = Rest(min([Rest.MOST_S, *(REST_SHARE * each for each in objectives.values())]))
         self.higher = PRIORITIES[: PRIORITIES.index(priority)]
         self.epoch: Epoch | None = None
         self.pending: dict[int, Epoch] = {}
         self.failed = False
         self.counts = {"learned": 0, "static": 0, "tried": 0}
         self._pressed = self._was_stale = False
-        self._fresh_s = self._active_s = clock()
+        self._fresh_s = self._active_s = self.clocks.now_s()
         self._rest_at_s = self._told_ms = self._kept_ms = 0.0
         self._now = static
 
@@ -203,7 +214,7 @@ class Adaptive:
         if self.failed:
             return self.static
         try:
-            now_s = self.clock()
+            now_s = self.clocks.now_s()
             self._hear(now_s)
             self._now = self._limits(now_s)
         except Exception as err:
@@ -214,7 +225,7 @@ class Adaptive:
     def ended(self, seen: Seen) -> None:
         """A window was written."""
         self.arrivals.windows.append(seen)
-        self._active_s = self.clock()
+        self._active_s = self.clocks.now_s()
 
     def blocks(self, now_ms: int) -> list[Block]:
         """What this lane decided, once a second, and what it has learned, now and then."""
@@ -254,19 +265,23 @@ class Adaptive:
         if not 0 <= plan.window_s <= WINDOW_S_MAX:
             self._says("nonsense", window_s=plan.window_s)
             kind = "static"
-        elif self.guard.holds(now_s) or self._stale(now_s) or self.guard.asks(features.context):
+        elif self.guard.holds(now_s) or self._stale(now_s) or self._asked(features):
             kind = "static"
         if kind == "static":
             plan = Scheduler(self.static.window_s).static(features)
         self.counts[kind] += 1
         meters.EPOCHS.labels(self.lane, kind).inc()
         meters.PLANNED_S.labels(self.lane).set(plan.window_s)
-        return Epoch(time.time_ns() // 1000, plan, features, now_s, time.process_time())
+        return Epoch(round(self.clocks.wall_s() * 1e6), plan, features, now_s, self.clocks.cpu_s())
+
+    def _asked(self, features: Features) -> bool:
+        """Whether the guard wants to see the static setting; not while the lane is behind, which tells nothing."""
+        return not features.behind and self.guard.asks(features.context)
 
     def _ends(self, now_s: float) -> None:
         if epoch := self.epoch:
             epoch.ended_s = now_s
-            epoch.cores = (time.process_time() - epoch.cpu_s) / max(now_s - epoch.began_s, 1e-6)
+            epoch.cores = (self.clocks.cpu_s() - epoch.cpu_s) / max(now_s - epoch.began_s, 1e-6)
             self.pending[epoch.id] = epoch
 
     def _hear(self, now_s: float) -> None:
@@ -286,7 +301,7 @@ class Adaptive:
         outcome = epoch.outcome
         self._pressed = outcome.ratio > 1
         self.learner.learn(epoch.features, epoch.plan, outcome)
-        if self.guard.seen(epoch.features.context, epoch.plan, outcome, now_s):
+        if not epoch.features.behind and self.guard.seen(epoch.features.context, epoch.plan, outcome, now_s):
             self._says("worse", until_s=round(self.guard.until_s - now_s, 1))
 
     def _stale(self, now_s: float) -> bool:
@@ -304,7 +319,7 @@ class Adaptive:
         if not self.higher or now_s - self._rest_at_s < EPOCH_S:
             return
         self._rest_at_s = now_s
-        now_ms = time.time_ns() // 1_000_000
+        now_ms = 1000 * self.clocks.wall_s()
         newest = [each for each in self.reports.newest.values() if now_ms - each.at < 3 * EPOCH_S * 1000]
         self.rest.reported(any(each.missed for each in newest if each.priority in self.higher))
         meters.REST_S.labels(self.lane).set(self.rest.rest_s)
@@ -316,7 +331,7 @@ class Adaptive:
             "static_window_s": self.static.window_s,
             "static_share": self.guard.static_share(epoch.features.context), "rest_s": self.rest.rest_s,
             "epochs": self.counts, "tried_share": self.counts["tried"] / total, "trips": self.guard.trips,
-            "held": self.guard.holds(self.clock()), "failed": self.failed,
+            "held": self.guard.holds(self.clocks.now_s()), "failed": self.failed,
         }  # fmt: skip
 
     def _block(self, kind: str, detail: Mapping[str, Any], now_ms: int) -> Block:

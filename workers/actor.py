@@ -129,11 +129,12 @@ class Actor:
             return values, records, []
         age_s = np.array([(now_ms - int(received_at(each).min())) / 1000 for each in records])
         rows = np.array([np.frombuffer(each["rows"], "<i4").sum() for each in records])
-        now = kept(age_s + self.reporting.write_s, rows * served.loaded.row_s, self.reporting.objective_s, more)
+        reporting = self.reporting
+        now = kept(age_s, rows * served.loaded.row_s, reporting.write_s, reporting.objective_s, more)
         if now.all():
             return values, records, []
         away = [record for record, stays in zip(records, now, strict=True) if not stays]
-        self.reporting.answered(away, now_ms, deferred=True)
+        reporting.answered(away, now_ms, deferred=True)
         meters.DEFERRED.labels(self.spec.model, self.spec.version).inc(sum(each["count"] for each in away))
         sent = [value or b"" for value, stays in zip(values, now, strict=True) if not stays]
         chosen = np.flatnonzero(now).tolist()

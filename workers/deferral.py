@@ -12,18 +12,21 @@ import numpy.typing as npt
 
 
 def kept(
-    age_s: npt.NDArray[np.float64], run_s: npt.NDArray[np.float64], objective_s: float, more: bool
+    age_s: npt.NDArray[np.float64], run_s: npt.NDArray[np.float64], write_s: float, objective_s: float, more: bool
 ) -> npt.NDArray[np.bool_]:
     """bool[n]: the batches to run now, the largest set of the youngest that ends within the objective.
 
-    `age_s`: float64[n] of the oldest request of each, and the time to write; `run_s`: float64[n] of its run; `more`:
-    whether further batches wait. Where none can be in time and no more wait, all of them run.
+    `age_s`: float64[n] of the oldest request of each; `run_s`: float64[n] of its run; `write_s`: of their transaction;
+    `more`: whether further batches wait. Where none can be in time and no more wait, all of them run; so do they where
+    to run takes less than to write, as to pass them on would cost more than it gains.
 
-    >>> kept(np.array([0.3, 0.02, 0.01]), np.array([0.01, 0.01, 0.01]), 0.1, False).tolist()
+    >>> kept(np.array([0.3, 0.02, 0.01]), np.array([0.01, 0.01, 0.01]), 0.01, 0.1, False).tolist()
     [False, True, True]
     """
+    found = np.ones(len(age_s), bool)
+    if run_s.sum() < write_s:
+        return found
     order = np.argsort(age_s, kind="stable")
-    fits = age_s[order] + np.cumsum(run_s[order]) <= objective_s
-    found = np.zeros(len(age_s), bool)
+    fits = age_s[order] + np.cumsum(run_s[order]) + write_s <= objective_s
     found[order] = np.logical_and.accumulate(fits)
     return found if found.any() or more else ~found

@@ -139,7 +139,7 @@ def batches_of(stage: Coalesce, values: Sequence[bytes], at_ms: int, first: int 
 
 def lanes(objective_s: float = 0.1) -> tuple[Actor, Actor]:
     """The standard and the bulk lane of an actor whose late work gives way."""
-    standard, bulk = actor(NET, Identity()), actor(NET, Identity())
+    standard, bulk = actor(NET, Identity(), row_s=0.001), actor(NET, Identity())
     standard.reporting = Reporting(NET, "standard", "w", "t.scheduler", standard.limits, objective_s)
     standard.gives_way = "t.batches.net.1.bulk"
     return standard, bulk

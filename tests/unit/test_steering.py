@@ -13,7 +13,7 @@ import pytest
 from schemas import framing
 from streams.limits import LaneLimits, Seen
 from streams.scheduler import STATIC, Features, Outcome, Plan, Scheduler
-from streams.steering import LOST_S, NAME, PLAN, STALE_S, Adaptive, Report, Reports
+from streams.steering import LOST_S, NAME, PLAN, STALE_S, Adaptive, Clocks, Report, Reports
 from streams.window import Block
 from tests.unit.test_scheduler import world
 
@@ -87,7 +87,7 @@ def lane(learner: Any = None, priority: str = "standard", objective_s: float = O
     clock, heard = [100.0], Heard()
     steering = Adaptive(
         "lane", "worker", priority, STATIC_LIMITS, {("m", "1"): objective_s}, heard, "t.scheduler", learner,
-        clock=lambda: clock[0], seed=1,
+        clocks=Clocks(lambda: clock[0], lambda: clock[0], lambda: 0.0), seed=1,
     )  # fmt: skip
     return Lane(steering, heard, clock, objective_s=objective_s, **more)
 
@@ -201,15 +201,13 @@ def test_what_cannot_be_taken_over_is_said(state: Any) -> None:
 
 
 def test_a_lower_lane_rests_while_a_higher_one_misses_its_objective() -> None:
-    import time
-
     steered = lane(priority="bulk")
     steered.steering.objectives = {}
     steered.run(1)
     for missed in (True, False):
         for _ in range(40):
             p95_ms = 120.0 if missed else 60.0
-            now_ms = time.time_ns() // 1_000_000
+            now_ms = round(1000 * steered.clock[0])
             steered.heard.newest["a"] = Report("a", "interactive", "m", "1", now_ms, 100.0, {0: (10, 5, p95_ms)})
             limits = steered.run(0.5)[-1]
         assert (limits.rest_s > 0) == missed

@@ -19,6 +19,7 @@ import numpy as np
 from streams.topics import PRIORITIES
 from tests.bench import traces
 from tests.bench.simulator import measured
+from tests.bench.simulator.adaptive import Scheduled
 from tests.bench.simulator.machine import Arrivals, Floats, Machine, Model, Profile, Trace
 from tests.bench.simulator.policy import Policy, Static
 from tests.bench.simulator.rivals import BentoML, Clipper, Triton
@@ -30,6 +31,7 @@ OBJECTIVE_S = (0.1, 0.15, 2.0)
 INT8_SPEED = 3.32  # of ResNet-50's int8 variant over fp32, as in docs/benchmarks.md; the cheaper one of `heavy`
 CAPACITY_N = 100_000
 POLICIES: dict[str, Callable[[], Policy]] = {
+    "adaptive": Scheduled,
     "default": Static,
     "triton": Triton,
     "bentoml": BentoML,
