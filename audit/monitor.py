@@ -36,7 +36,7 @@ from streams.meters import SECONDS
 from streams.settings import Settings
 
 TAKE_RECORDS = 500
-TAKE_S = 0.1
+TAKE_S = 0.2  # also when nothing came; Faust's timer is not cheap
 TICK_S = 0.2
 TOLD_S = 1.0
 MADE_S = 5.0  # how long a freeze of our own holds before lrai.control has brought it back

@@ -22,28 +22,19 @@ from onnx import TensorProto
 from infra.commands import live_state
 from schemas import framing
 from streams import topics
-from streams.admin import Admin, all_topics, monitor_sources
+from streams.admin import Admin, monitor_sources
 from streams.control import FREEZE, UNFREEZE, Control
 from streams.settings import Settings
 from tests import nets
 from tests.chaos.checks import drained, quantiles
 from tests.chaos.harness import LONG, Client, Place, Reader, Running, Show, alone, over, until, up
 from tests.produced_tallies import Tallies, kept, read, sums
+from workers.backoff import BackoffLimits
 
 KILLS = 50 if LONG else 10
 TOGETHER = 5
+QUIET_S = BackoffLimits().quiet_s + 1
 MODELS = ("steady", "other")
-WATCHED = """sensitive_features = ["sex"]
-labels = ["no", "yes"]
-favourable = "yes"
-freeze_on = "never"
-"""
-
-
-def watched(models: Path, name: str, text: str = WATCHED) -> None:
-    """A model with an owner who says what is watched."""
-    path = nets.mlp(models / name / "1" / "model.onnx")
-    path.with_name("model.toml").write_text(text)
 
 
 class Stream:
@@ -69,41 +60,59 @@ class Stream:
         assert not self._thread.is_alive(), "the stream did not end"
 
 
+def deaths(running: Running) -> int:
+    return len(running.named("died", child="-monitor-"))
+
+
+def readies(running: Running) -> int:
+    return len(running.named("ready", child="-monitor-"))
+
+
 def kill(running: Running) -> None:
-    """The monitor itself, wherever it is in its work."""
-    for name, pid in running.children().items():
-        if "-monitor-" in name:
-            os.kill(pid, signal.SIGKILL)
+    """The monitor itself, wherever it is in its work; while the supervisor waits to start it, it is waited for."""
+
+    def pid() -> int:
+        return next((pid for name, pid in running.children().items() if "-monitor-" in name), 0)
+
+    before = deaths(running)
+    os.kill(until(pid, 30, running.tail), signal.SIGKILL)
+    until(lambda: deaths(running) > before, 10, running.tail)
 
 
-def test_kills_lose_and_double_nothing(make_place: Callable[..., Place], show: Show) -> None:
+def test_kills_under_requests_count_what_the_store_counts(make_place: Callable[..., Place], show: Show) -> None:
     place, rng, back = make_place(), random.Random(1), list[float]()
-    for name in MODELS:
-        watched(place.models, name)
-    Admin(settings := Settings(kafka=place.kafka, prefix=place.prefix)).ensure_topics(all_topics(settings, []))
-    with Stream(place) as tallies:
-        for _ in range(KILLS // TOGETHER):  # a supervisor waits longer after each death
-            with alone(place, "monitor", partitions=2) as running:
-                for number in range(TOGETHER):
-                    back += killed(running.ready(), rng, number)
-                assert running.stop() == 0, running.tail()
-    tallies.transaction(tallies.some(MODELS, 1, time.time_ns() // 1_000_000))
-    with alone(place, "monitor", partitions=2) as running:
-        until(lambda: sums(kept(place.kafka, place.prefix)) == tallies.counted, 60, lambda: differs(place, tallies))
+    scored(place.models, "counted", 'freeze_on = "never"\n')
+    with up(place) as running, Reader(place, ("interactive",)) as reader:
+        with Unequal(place, ("counted",), 300) as load, Stream(place) as tallies:
+            for number in range(KILLS):
+                if number and number % TOGETHER == 0:  # a supervisor waits longer after each death that follows soon
+                    until(over(QUIET_S), 2 * QUIET_S, "the monitor works for a while")
+                back += killed(running, rng, number)
+        assert deaths(running) == KILLS, running.tail()
+        tallies.transaction(tallies.some(MODELS, 1, time.time_ns() // 1_000_000))
+        drained(place, load, reader)
+        until(lambda: recounted(place) == counted(place), 20, lambda: f"{recounted(place)} {counted(place)}")
+        until(lambda: streamed(place) == tallies.counted, 20, lambda: differs(place, tallies))
         assert running.stop() == 0, running.tail()
     behind_the_last(place)
-    show(f"{KILLS} kills: {tallies.committed} tallies counted once, {tallies.aborted} aborted ones not; "
-         f"ready again after {max(back):.1f} s at most")  # fmt: skip
+    tallies.transaction(tallies.some(MODELS, 5, time.time_ns() // 1_000_000))
+    with alone(place, "monitor", partitions=2) as running:
+        until(lambda: streamed(place) == tallies.counted, 60, lambda: differs(place, tallies))
+        assert running.stop() == 0, running.tail()
+    assert recounted(place) == counted(place)
+    decided = sum(n for (_, what), n in recounted(place).items() if what == "decided")
+    show(f"{KILLS} kills: {decided} decisions counted as SQL counts them, {tallies.committed} other tallies once, "
+         f"{tallies.aborted} aborted ones not; ready again after {max(back):.1f} s at most")  # fmt: skip
 
 
 def killed(running: Running, rng: random.Random, number: int) -> list[float]:
-    """Kills it, every third time while it starts; the seconds until it is ready again, where it is waited for."""
+    """Kills it; the seconds until it is ready again, where it is waited for: else the next kill meets it starting."""
     until(over(rng.uniform(0, 1.0)), 5, "a moment")
-    began, count = time.monotonic(), len(running.named("ready"))
+    began, count = time.monotonic(), readies(running)
     kill(running)
-    if not number % 3:
+    if number % TOGETHER in (0, 2):
         return []
-    until(lambda: len(running.named("ready")) > count, 60, running.tail)
+    until(lambda: readies(running) > count, 60, running.tail)
     return [time.monotonic() - began]
 
 
@@ -115,8 +124,14 @@ def behind_the_last(place: Place) -> None:
     assert committed[source.group, source.topic, 0] == ends[source.topic, 0] - 1
 
 
-def differs(place: Place, tallies: Tallies) -> str:
+def streamed(place: Place) -> Counter[tuple[str, str, str | None, str]]:
+    """What the monitor counted of the tallies that no actor sent."""
     found = sums(kept(place.kafka, place.prefix))
+    return Counter({key: n for key, n in found.items() if key[0] in MODELS})
+
+
+def differs(place: Place, tallies: Tallies) -> str:
+    found = streamed(place)
     return f"counted {found - tallies.counted} too much, {tallies.counted - found} too little"
 
 
@@ -203,9 +218,9 @@ def test_freezes_in_time_and_counts_what_the_store_counts(make_place: Callable[.
                     continue
                 ended = Control(UNFREEZE, "freezing", "1", None, "ann", "a test", live_state.now_ms(), control.id)
                 live_state.write(settings, ended)
-            ready = len(running.named("ready"))
+            count = readies(running)
             kill(running)
-            until(lambda: len(running.named("ready")) > ready, 40, running.tail)
+            until(lambda: readies(running) > count, 40, running.tail)
         drained(place, load, reader)
         until(lambda: recounted(place) == counted(place), 20, lambda: f"{recounted(place)} {counted(place)}")
         assert running.stop() == 0, running.tail()
