@@ -17,7 +17,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from audit import daily, meters
+from audit import daily, drift, meters
 from audit.complaint_counts import WEEK_MS, Complaints
 from audit.counts import Counts
 from audit.faust_app import Durable, Membership, application
@@ -131,6 +131,8 @@ class Monitor:
             message = event.message
             try:
                 tally = _decoded(message.value, "tally")
+                if tally["kind"] == "labels":
+                    await asyncio.to_thread(drift.preload)
                 counts, place = self._counts(tally["model"], tally["version"]), f"{message.topic}/{message.partition}"
                 why = counts.add(tally, place, message.offset) if counts else "releases"
             except BadRecord as err:

@@ -98,7 +98,7 @@ class Watch:
         told += self._coverage(counts, spec)
         if now_ms - self._drift_ms.get(release, 0) >= self.policy.every_ms:
             self._drift_ms[release] = now_ms
-            told += self._drift(counts, now_ms)
+            told += self._drift(counts, now_ms) + self._errors(counts)
         return told + self._days(counts)
 
     def complaints(self, counted: Complaints) -> list[Told]:
@@ -211,6 +211,19 @@ class Watch:
                 what = warnings.Warning("drift", severity, text, action, record)
                 told += self._alert(release, what, (name, found.state, feature.at // DAY_MS), False, feature.at)
         return told
+
+    def _errors(self, counts: Counts) -> list[Told]:
+        """The newest change of the share of wrong decisions."""
+        if not counts.errors or not counts.errors.last:
+            return []
+        before, after = counts.errors.last
+        word, severity = ("rose", "warning") if after > before else ("fell", "info")
+        text = f"the share of decisions that the outcome contradicts {word} from {before:.1%} to {after:.1%}"
+        evidence = {"feature": "error", "before": before, "after": after, "changes": counts.errors.changes}
+        action = "look at audit.accuracy_by_group; retrain where it stays so"
+        found = warnings.Warning("drift", severity, text, action, evidence)
+        parts = ("error", counts.errors.changes)
+        return self._alert((counts.model, counts.version), found, parts, False, counts.errors_at)
 
     def _days(self, counts: Counts) -> list[Told]:
         """The rules over whole days, once a day; today is the newest day of any release."""
