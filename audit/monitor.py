@@ -29,7 +29,7 @@ from kernels.spec import ModelSpec
 from schemas import framing
 from schemas.errors import BadRecord, LraiError
 from streams import clients, topics
-from streams.control import FREEZE, UNFREEZE, ControlState
+from streams.control import FREEZE, UNFREEZE, VARIANT, ControlState
 from streams.log import log
 from streams.loop import Fenced
 from streams.meters import SECONDS
@@ -179,8 +179,8 @@ class Monitor:
             if record and record.kind == UNFREEZE and record.id:
                 counts.begin_epoch(record.id)
             frozen = bool(record and record.kind == FREEZE) or self.made.get(release, 0.0) > now_s
-            told = self.watch.look(counts, frozen, now_ms)
-            if any(each.kind == "control" for each in told):
+            told = self.watch.look(counts, frozen, now_ms, state.get(f"{VARIANT}/{counts.model}/{counts.version}"))
+            if any(each.kind == "control" and each.record["kind"] == FREEZE for each in told):
                 self.made[release] = now_s + MADE_S
             found += told
         await self._send(sorted(found, key=lambda each: each.kind != "control"))
@@ -291,7 +291,10 @@ def run(
 def policy(settings: Settings) -> Policy:
     """What the settings say."""
     rules = Rules(**{each.name: getattr(settings, each.name) for each in fields(Rules)})
-    return Policy(settings.fairness_alpha, settings.fairness_every_ms, settings.coverage_min, SECONDS, rules)
+    return Policy(
+        settings.fairness_alpha, settings.fairness_every_ms, settings.coverage_min, SECONDS, rules,
+        settings.actions_allowed,
+    )  # fmt: skip
 
 
 def references(specs: Sequence[ModelSpec]) -> dict[Release, dict[str, Reference]]:

@@ -19,16 +19,19 @@ import numpy as np
 import psycopg
 from onnx import TensorProto
 
+from audit.counts import DAY_MS
 from infra.commands import live_state
 from schemas import framing
 from streams import topics
-from streams.admin import Admin, monitor_sources
+from streams.admin import Admin, all_topics, monitor_sources
 from streams.control import FREEZE, UNFREEZE, Control
+from streams.meters import SECONDS
 from streams.settings import Settings
 from tests import nets
 from tests.chaos.checks import drained, quantiles
 from tests.chaos.harness import LONG, Client, Place, Reader, Running, Show, alone, over, until, up
-from tests.produced_tallies import Tallies, kept, read, sums
+from tests.produced_tallies import AT_MS, Tallies, kept, read, sums, tally
+from tests.variants import quantize
 from workers.backoff import BackoffLimits
 
 KILLS = 50 if LONG else 10
@@ -268,3 +271,27 @@ def counted(place: Place) -> Counter[tuple[str | None, str]]:
     """By the monitor."""
     found = sums({"counted/1": kept(place.kafka, place.prefix)["counted/1"]})
     return Counter({(group, what): n for (_, _, group, what), n in found.items()})
+
+
+def test_a_risen_latency_forces_a_cheaper_variant_where_that_is_allowed(make_place: Callable[..., Place]) -> None:
+    place = make_place("slow")
+    folder = place.models / "slow" / "1"
+    quantize(folder / "model.onnx", folder / "variants" / "int8" / "model.onnx")
+    (folder / "model.toml").write_text('[variants]\nunder_load = ["int8"]\n')
+    settings = Settings(kafka=place.kafka, prefix=place.prefix, partitions=2)
+    Admin(settings).ensure_topics(all_topics(settings, [("slow", "1")]))
+    usual, slow = ([100 * (number == peak) for number in range(len(SECONDS) + 1)] for peak in (3, 8))
+    days = [tally({}, model="slow", at=AT_MS + day * DAY_MS, requests=100, latency=np.array(each, "<i4").tobytes())
+            for day, each in enumerate([usual] * 8 + [slow] * 4)]  # fmt: skip
+    Tallies(place.kafka, place.prefix).transaction(days)
+    with alone(place, "monitor", partitions=2, actions_allowed='["latency"]') as running:
+        alerts = until(lambda: read(place.kafka, topics.watched(place.prefix, topics.ALERTS)), 60, running.tail)
+        (alert,) = [framing.decode(each)[1] for each in alerts.values()]
+        control = Control.decode(read(place.kafka, topics.control(place.prefix))["variant/slow/1"])
+        assert (control.variant, control.by, control.id) == ("int8", "monitor", alert["id"])
+        assert alert["taken"] and alert["action"].startswith("taken: int8 answers")
+        kill(running)
+        until(lambda: readies(running) == 2, 60, running.tail)
+        assert running.stop() == 0, running.tail()
+    again = Control.decode(read(place.kafka, topics.control(place.prefix))["variant/slow/1"])
+    assert (again.variant, again.id) == ("int8", control.id)  # no further down the ladder after a restart
