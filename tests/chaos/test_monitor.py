@@ -273,6 +273,12 @@ def counted(place: Place) -> Counter[tuple[str | None, str]]:
     return Counter({(group, what): n for (_, _, group, what), n in found.items()})
 
 
+def alerts(place: Place) -> dict[str, dict[str, Any]]:
+    """One of each kind."""
+    found = read(place.kafka, topics.watched(place.prefix, topics.ALERTS)).values()
+    return {each["kind"]: each for each in (framing.decode(value)[1] for value in found)}
+
+
 def test_a_risen_latency_forces_a_cheaper_variant_where_that_is_allowed(make_place: Callable[..., Place]) -> None:
     place = make_place("slow")
     folder = place.models / "slow" / "1"
@@ -285,8 +291,7 @@ def test_a_risen_latency_forces_a_cheaper_variant_where_that_is_allowed(make_pla
             for day, each in enumerate([usual] * 8 + [slow] * 4)]  # fmt: skip
     Tallies(place.kafka, place.prefix).transaction(days)
     with alone(place, "monitor", partitions=2, actions_allowed='["latency"]') as running:
-        alerts = until(lambda: read(place.kafka, topics.watched(place.prefix, topics.ALERTS)), 60, running.tail)
-        (alert,) = [framing.decode(each)[1] for each in alerts.values()]
+        alert = until(lambda: alerts(place).get("latency"), 60, running.tail)
         control = Control.decode(read(place.kafka, topics.control(place.prefix))["variant/slow/1"])
         assert (control.variant, control.by, control.id) == ("int8", "monitor", alert["id"])
         assert alert["taken"] and alert["action"].startswith("taken: int8 answers")
