@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from enum import StrEnum
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from types import FrameType
@@ -30,12 +29,26 @@ from infra.commands import (
     references,
     reporting,
     request_files,
+    scheduling,
     sending,
     shown,
+    traces,
 )
 from infra.commands import status as states
 from infra.commands import variants as variant_commands
-from infra.commands.options import AsJson, Device, Kafka, Models, Prefix, Store, Version, errors, group, out
+from infra.commands.options import (
+    AsJson,
+    Device,
+    Kafka,
+    Models,
+    Prefix,
+    Priority,
+    Store,
+    Version,
+    errors,
+    group,
+    out,
+)
 from kernels import repository
 from kernels.spec import ModelSpec
 from schemas.errors import BadSetting, LraiError
@@ -58,20 +71,14 @@ app.add_typer(variant_commands.app, name="variant")
 app.add_typer(letters.app, name="deadletter")
 app.add_typer(equity.app, name="equity")
 app.add_typer(complaints.app, name="complaint")
+app.add_typer(scheduling.app, name="scheduler")
+app.add_typer(traces.app, name="trace")
 app.command("label")(label_files.label)
 app.add_typer(reporting.app, name="report")
 app.command("reference")(references.make_reference)
 app.command("verify")(proving.verify)
 app.command("compile")(compilation.compile_)
 app.add_typer(proving.certificate_app, name="certificate")
-
-
-class Priority(StrEnum):
-    """Who may write to which topic decides the priority of a request."""
-
-    interactive = "interactive"
-    standard = "standard"
-    bulk = "bulk"
 
 
 Slot = Annotated[int | None, typer.Option("--slot", help="Which instance of its role on this node this is.")]

@@ -35,6 +35,7 @@ class InMemory:
     row_s: float  # seconds a row in such runs
     alone: bool = False
     admission: Admission = UNCERTIFIED
+    least_s: float = 0.0  # of the shortest run that was measured
 
 
 def load_all(
@@ -59,7 +60,8 @@ def load_original(spec: ModelSpec, threads: int, cache: Path, device: Device = d
     session = Session(*how)
     session.warm()
     profile = _compiled(spec, device) or _cached(session, threads, cache)
-    return _warm(InMemory(manifests.ORIGINAL, session, how, *_rows(spec, profile)))
+    least_s = min(profile.seconds.values(), default=0.0)
+    return _warm(InMemory(manifests.ORIGINAL, session, how, *_rows(spec, profile), least_s=least_s))
 
 
 def load_variant(

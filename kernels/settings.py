@@ -30,6 +30,19 @@ class Score(BaseModel):
     index: Annotated[int, Field(ge=0)] | None = None
 
 
+Milliseconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Objectives(BaseModel):
+    """The promised p95 latency by priority."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    interactive: Milliseconds | None = None
+    standard: Milliseconds | None = None
+    bulk: Milliseconds | None = None
+
+
 class Variants(BaseModel):
     """Which compiled variants may answer, and when."""
 
@@ -66,7 +79,8 @@ class ModelSettings(BaseModel):
     freeze_on: Literal["established", "excludes_limit", "never"] = "established"
     on_freeze: str = "reject"
     on_missing: Literal["count", "flag", "reject"] | None = None
-    slo_p95_ms: Annotated[float, Field(gt=0)] | None = None
+    slo_p95_ms: Objectives = Objectives()
+    scheduler: Literal["static", "adaptive"] | None = None
     variants: Variants = Variants()
     members: list[Member] = Field(default_factory=list, max_length=64)
     joined: bool = False
@@ -75,6 +89,12 @@ class ModelSettings(BaseModel):
     coverage_min: Annotated[float, Field(ge=0, le=1)] = 0.0
     epsilon_max: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
     device: Annotated[str, Field(pattern=DEVICE)] | None = None
+
+    @field_validator("slo_p95_ms", mode="before")
+    @classmethod
+    def _objectives(cls, stated: object) -> object:
+        """A number is the promise to those who wait: the interactive and the standard lane."""
+        return {"interactive": stated, "standard": stated} if isinstance(stated, int | float) else stated
 
     @field_validator("buckets")
     @classmethod
@@ -113,7 +133,7 @@ def read(path: Path) -> tuple[ModelSettings, list[Problem]]:
 def _problem(path: Path, detail: ErrorDetails) -> Problem:
     key = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        tables: dict[object, type[BaseModel]] = {"score": Score, "variants": Variants}
+        tables: dict[object, type[BaseModel]] = {"score": Score, "variants": Variants, "slo_p95_ms": Objectives}
         known = list((tables[detail["loc"][0]] if len(detail["loc"]) > 1 else ModelSettings).model_fields)
         near = difflib.get_close_matches(str(detail["loc"][-1]), known, 1, 0.5)
         fix = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(known)}"

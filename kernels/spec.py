@@ -82,7 +82,8 @@ class ModelSpec:
     on_freeze: str = "reject"  # or "flag" or a version
     fallback: ModelSpec | None = None  # the version that `on_freeze` names
     on_missing: str = "count"  # of consent or a sensitive feature; or "flag" or "reject"
-    slo_p95_ms: float | None = None
+    slo_p95_ms: dict[str, float] = field(default_factory=dict)  # by priority
+    scheduler: str | None = None  # "static" or "adaptive", the setting's without
     zipmap: bool = False  # the graph has ZipMap nodes, which the session takes out
     external: tuple[str, ...] = ()  # files with weights, beside model.onnx
     variants: tuple[VariantSpec, ...] = ()  # those that may be served
@@ -104,6 +105,11 @@ class ModelSpec:
     def input(self, name: str) -> TensorSpec | None:
         """The input of that name."""
         return next((each for each in self.inputs if each.name == name), None)
+
+    def objective_s(self, priority: str) -> float | None:
+        """The promised p95 from append to answer, seconds."""
+        stated = self.slo_p95_ms.get(priority)
+        return None if stated is None else stated / 1000
 
     @property
     def floats(self) -> tuple[str, ...]:

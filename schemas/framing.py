@@ -20,7 +20,7 @@ from schemas.errors import BadRecord
 
 NAMES = (
     *("inference_request", "inference_result", "inference_batch", "decision_batch", "source_ranges", "control"),
-    *("tally", "fairness", "drift", "alert", "label", "complaint"),
+    *("tally", "fairness", "drift", "alert", "label", "complaint", "scheduling"),
 )
 SINGLE_OBJECT = b"\xc3\x01"
 CONFLUENT = 0

@@ -71,7 +71,8 @@ def all_topics(settings: Settings, releases: Iterable[tuple[str, str]]) -> dict[
     found[topics.deadletter(prefix)] = plain
     found.update({topics.watched(prefix, each): plain for each in topics.WATCHED})
     found[topics.control(prefix)] = {"cleanup.policy": "compact", **large}
-    found[topics.monitor(prefix)] = {"cleanup.policy": "compact", **COMPACTED_SOON, **large}
+    for name in (topics.monitor(prefix), topics.scheduler(prefix)):
+        found[name] = {"cleanup.policy": "compact", **COMPACTED_SOON, **large}
     return found
 
 

@@ -31,8 +31,10 @@ class Batching:
         window: Window,
         replies: dict[int, tuple[Reply | None, Headers]],
         pseudonym: Callable[[str], str],
+        epoch: int = 0,
     ) -> None:
         self.requests = requests
+        self.epoch = epoch
         self.replies = replies
         self.topic = window.topics[0] if window.topics else ""
         self.partition = window.partition[requests.row]
@@ -90,6 +92,7 @@ class Batching:
             "headers": headers,
             "tensors": [self._tensor(plan, each, members, int(rows.sum())) for each in plan.inputs],
             "padded": b"" if plan.length is None else np.full(n, plan.length, "<i4").tobytes(),
+            "plan": self.epoch,
         }
 
     def _tensor(self, plan: Plan, each: InputPlan, members: Ints, rows: int) -> dict[str, Any]:

@@ -39,7 +39,8 @@ class Bounds:
 
 @dataclass
 class Coalesce:
-    """The stage of one priority. `plans`: what was found for a signature, bounded."""
+    """The stage of one priority. `plans`: what was found for a signature, bounded; `epoch`: that batches carry, so that
+    the actors' reports name it."""
 
     catalog: Catalog
     schemas: Schemas
@@ -49,6 +50,7 @@ class Coalesce:
     plans: dict[bytes, Plan | BadRecord] = field(default_factory=dict)
     attributes: Maps = field(default_factory=lambda: Maps("attributes"))
     parameters: Maps = field(default_factory=lambda: Maps("parameters"))
+    epoch: Callable[[], int] = lambda: 0
 
     def __call__(self, window: Window, now_ms: int) -> Outcome:
         """Batches, rejections, dead letters and source ranges of a window.
@@ -59,7 +61,7 @@ class Coalesce:
         requests, ended = decoded.requests, Ended(window, decoded)
         self._check(ended, requests)
         admitted = [self._admit(each, rows, requests, now_ms, ended) for each, rows in requests.groups()]
-        batching = Batching(requests, window, ended.replies, self.how.pseudonym)
+        batching = Batching(requests, window, ended.replies, self.how.pseudonym, self.epoch())
         blocks, batched = [], 0
         for found, rows in _together(admitted):
             if len(rows):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from threading import Event
 from typing import Any, Protocol
 
@@ -16,6 +15,7 @@ import numpy as np
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from schemas.errors import LraiError
+from streams.limits import LaneLimits, Seen, Steering
 from streams.log import log
 from streams.meters import LaneMeters
 from streams.window import Outcome, Range, Window
@@ -81,15 +81,6 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class LaneLimits:
-    """How far a window reaches: seconds from its first record, records, bytes of values."""
-
-    window_s: float
-    records_max: int
-    bytes_max: int
-
-
 class Lane:
     """One consumer, one sink, one window at a time.
 
@@ -112,6 +103,7 @@ class Lane:
         leaves: bool = False,
         consumer: Consumer | None = None,
         idle: Callable[[], None] = lambda: None,
+        steering: Steering | None = None,
     ) -> None:
         self.name = name
         self.topics = list(topics)
@@ -123,6 +115,7 @@ class Lane:
         self.assigned = assigned
         self.leaves = leaves
         self.idle = idle
+        self.steering = steering
         self.next: dict[Partition, int] = {}
         self.collected: list[Message] = []
         self.member: Any = None
@@ -152,6 +145,8 @@ class Lane:
 
     def _turn(self) -> None:
         self.beat()
+        if self.steering:
+            self.limits = self.steering.limits()
         try:
             if window := self.collect():
                 self.process(window)
@@ -172,6 +167,8 @@ class Lane:
     def collect(self) -> Window | None:
         """The next window: open from its first record for `window_s`, or until it is full."""
         limits = self.limits
+        if limits.rest_s:
+            time.sleep(limits.rest_s)
         self.collected = self._take(1, IDLE_S)
         if not self.collected:
             self._measure_lag()
@@ -250,8 +247,8 @@ class Lane:
 
     def process(self, window: Window) -> None:
         """A window to its end. Raises Discarded."""
-        began = time.monotonic()
-        outcome = self.function(window, time.time_ns() // 1_000_000)
+        began, now_ms = time.monotonic(), time.time_ns() // 1_000_000
+        outcome = self.function(window, now_ms)
         worked = time.monotonic()
         self.sink.write(self.member, window, outcome, self.beat)
         self.discards = 0
@@ -264,6 +261,10 @@ class Lane:
             write_s=round(ended - worked, 6), **outcome.counts,
         )  # fmt: skip
         self._measure_lag()
+        if self.steering:
+            age_s = (now_ms - int(window.timestamp.min())) / 1000
+            lag = sum(each for _, _, each in self._lags())
+            self.steering.ended(Seen(began, len(window.values), age_s, worked - began, ended - worked, lag))
 
     def _discard(self, err: Discarded) -> None:
         """Back to where the window began, or to where another writer is. Raises the error after many in a row."""
@@ -375,10 +376,15 @@ class Lane:
         if now - self.lag_at < 1:
             return
         self.lag_at = now
+        for topic, partition, records in self._lags():
+            self.meters.lag(topic, partition, records)
+
+    def _lags(self) -> Iterable[tuple[str, int, int]]:
+        """By partition, records behind what is written, as the consumer last heard."""
         for (topic, partition), offset in self.next.items():
             high = self.consumer.get_watermark_offsets(TopicPartition(topic, partition), cached=True)[1]
             if high >= 0:
-                self.meters.lag(topic, partition, max(0, high - offset))
+                yield topic, partition, max(0, high - offset)
 
 
 FENCED_CODES = frozenset(

@@ -28,8 +28,15 @@ REFUSED = Counter("lrai_variants_refused_total", "variants that were not loaded"
 OUTSIDE = Counter("lrai_outside_region_requests_total", "requests outside of a variant's certified region",
                   ["model", "version", "variant"])  # fmt: skip
 LATENCY_S = Histogram("lrai_latency_seconds", "from append to answer", ["lane", "model"], buckets=SECONDS)
-OBJECTIVE_S = Gauge("lrai_latency_objective_seconds", "slo_p95_ms of the model", ["model", "version"])
+OBJECTIVE_S = Gauge("lrai_latency_objective_seconds", "slo_p95_ms of the model", ["model", "version", "priority"])
 RESTARTS = Counter("lrai_restarts_total", "processes restarted", ["child"])
+PLANNED_S = Gauge("lrai_scheduler_window_seconds", "window that the scheduler chose last", ["lane"])
+REST_S = Gauge("lrai_scheduler_rest_seconds", "rest between windows, for the sake of higher lanes", ["lane"])
+EPOCHS = Counter("lrai_scheduler_epochs_total", "epochs by kind: learned, tried, static", ["lane", "kind"])
+GUARDED = Counter("lrai_scheduler_guarded_total", "static settings took over: worse, stale, nonsense, crashed",
+                  ["lane", "why"])  # fmt: skip
+DEFERRED = Counter("lrai_deferred_requests_total", "late requests that gave way to ones that can be in time",
+                   ["model", "version"])  # fmt: skip
 GPU_BUSY = Gauge("lrai_gpu_utilisation_ratio", "share of the last sample in which a kernel ran", ["gpu"])
 GPU_BYTES = Gauge("lrai_gpu_memory_bytes", "memory of the GPU that is taken", ["gpu"])
 AUDIT_DELAY = Gauge("lrai_audit_delay_seconds", "age of the newest decision when its row was committed")

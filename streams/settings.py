@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
@@ -75,6 +75,7 @@ class Settings(BaseSettings):
     complaints_max: int = Field(15, ge=0, description="in complaints_days, before an alert")
     complaints_days: int = Field(7, ge=1, le=14)
     actions_allowed: tuple[str, ...] = Field((), description="alerts that the monitor may act on by itself: latency")
+    scheduler: Literal["static", "adaptive"] = Field("adaptive", description="of models whose model.toml says nothing")
     watch: bool = Field(True, description="count windows by group and cost, and run the monitor")
     metrics_port: int = Field(0, ge=0, le=65_000, description="the first port; each process has the next; 0 is none")
     currency: str = Field("EUR", pattern=r"^[A-Z]{3}$", description="of the prices")

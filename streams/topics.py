@@ -16,8 +16,9 @@ ALERTS = "alerts"  # monitor -> whoever is on call, audit writer
 LABELS = "labels"  # from clients: what really was so
 COMPLAINTS = "complaints"  # from clients
 MONITOR = "monitor"  # compacted: the monitor's counts, by release
+SCHEDULER = "scheduler"  # compacted: actor -> coalesce: how long answers took; what coalescers chose and learned
 WATCHED = (TALLIES, FAIRNESS, ALERTS, LABELS, COMPLAINTS)
-SINGLE = (TALLIES, COMPLAINTS, CONTROL, MONITOR)  # of one partition: whoever reads it sees all of it, in one order
+SINGLE = (TALLIES, COMPLAINTS, CONTROL, MONITOR, SCHEDULER)  # of one partition: read whole, in one order
 
 
 def requests(prefix: str, priority: str) -> str:
@@ -46,6 +47,10 @@ def control(prefix: str) -> str:
 
 def monitor(prefix: str) -> str:
     return f"{prefix}.{MONITOR}"
+
+
+def scheduler(prefix: str) -> str:
+    return f"{prefix}.{SCHEDULER}"
 
 
 def watched(prefix: str, name: str) -> str:

@@ -20,7 +20,7 @@ from streams.coalesce import Bounds, Coalesce, pseudonyms
 from streams.control import Control
 from streams.ended import Answering
 from streams.headers import ReplyTopics
-from streams.loop import LaneLimits
+from streams.limits import LaneLimits
 from streams.meters import SECONDS
 from streams.window import Block, Headers, Outcome, Window
 from tests.samples import NOW_MS, TOPIC, NoSchemas, Record, window
@@ -99,7 +99,8 @@ def actor(
     fallback: Kernel | None = None, reference: Reference | None = None, meter: Meter | None = None,
 ) -> Actor:  # fmt: skip
     """A lane of the model's actor; with a `pool` its runs take long enough to go two at once."""
-    home = Home(RESULTS, framing.header("inference_result"), DECISIONS, f"work-{spec.model}-0", result_bytes_max)
+    homes = {topic: (RESULTS, framing.header("inference_result")) for topic in ("t", "t.requests.standard")}
+    home = Home(homes, DECISIONS, f"work-{spec.model}-0", result_bytes_max)
     apart = Identity() if pool else kernel
     loaded = Loaded(Release(spec.model, spec.version, "original"), kernel, apart, rows_max, row_s=1.0 if pool else 0.0)
     choice = Choice({"original": loaded})

@@ -31,8 +31,9 @@ from streams.coalesce import Bounds, Coalesce, pseudonyms
 from streams.control import Control, ControlState
 from streams.ended import Answering
 from streams.headers import ReplyTopics
+from streams.limits import LaneLimits, Steering
 from streams.log import log, set_level
-from streams.loop import Function, Lane, LaneLimits, Sink
+from streams.loop import Function, Lane, Sink
 from streams.meters import LaneMeters
 from streams.registry import Registry
 from streams.settings import Settings
@@ -44,7 +45,9 @@ from workers.cost import Meter, Nvml, Prices, Rapl
 from workers.isolate import RUN_S_MAX, IsolatedKernel
 from workers.journal import LaneJournal
 from workers.replies import ReplyWatch
+from workers.reporting import Reporting
 from workers.slot import Slot
+from workers.steered import Steered, adaptive, objective_s, scheduled
 from workers.tallies import Watch
 from workers.tallying import Tallying
 from workers.turns import Turns
@@ -84,12 +87,17 @@ def coalesce(
     )  # fmt: skip
     bounds = Bounds(settings.request_bytes_max, settings.batch_bytes_max, settings.run_rows_max)
     catalog = Catalog({(spec.model, spec.version): spec for spec in specs})
+    stage = Coalesce(catalog, registry, bounds, how, replies)
+    limits = LaneLimits(settings.window_s(priority), settings.window_records_max, settings.window_bytes_max)
+    steering = adaptive(settings, specs, priority, ids, limits, beat)
+    function: Function = stage
+    if steering:
+        stage.epoch = lambda: steering.plan_id
+        function = Steered(stage, steering)
     lane = _lane(
-        settings, role, ids, [topics.requests(settings.prefix, priority)],
-        function=Coalesce(catalog, registry, bounds, how, replies),
+        settings, role, ids, [topics.requests(settings.prefix, priority)], function=function,
         sink=KafkaSink(clients.producers(settings, ids), settings.transaction_timeout_ms / 1000),
-        limits=LaneLimits(settings.window_s(priority), settings.window_records_max, settings.window_bytes_max),
-        beat=beat, assigned=lambda: slot.ready(time.monotonic()),
+        limits=limits, beat=beat, assigned=lambda: slot.ready(time.monotonic()), steering=steering,
     )  # fmt: skip
     with ReplyWatch(settings, replies):
         run_lanes([lane], stop, slot)
@@ -139,7 +147,7 @@ def _in_actor(settings: Settings, spec: ModelSpec, each: InMemory, beat: Callabl
     return Loaded(
         Release(spec.model, spec.version, each.name, each.admission.certificate), each.session,
         IsolatedKernel(each.how, beat, min(RUN_S_MAX, settings.hang_s)), min(each.rows, settings.run_rows_max),
-        each.row_s, each.alone, each.admission.region, each.session.device.gpu,
+        each.row_s, each.alone, each.admission.region, each.session.device.gpu, each.least_s,
     )  # fmt: skip
 
 
@@ -187,9 +195,9 @@ def _actor(
     registry = Registry(settings.registry, beats[0])
     everyone = Assigned(len(PRIORITIES), slot)
     limits = LaneLimits(0.0, settings.actor_records_max, settings.window_bytes_max)
-    slo_s = spec.slo_p95_ms and spec.slo_p95_ms / 1000
-    if slo_s:
-        meters.OBJECTIVE_S.labels(spec.model, spec.version).set(slo_s)
+    results = {topics.requests(settings.prefix, each): topics.results(settings.prefix, each) for each in PRIORITIES}
+    homes = {source: (topic, registry.result_header(topic)) for source, topic in results.items()}
+    lowest = topics.batches(settings.prefix, spec.model, spec.version, PRIORITIES[-1])
     lanes = []
     kernels = ThreadPoolExecutor(runs, "kernel") if runs > 1 else None
 
@@ -200,18 +208,24 @@ def _actor(
         return control.frozen(spec.model, version, time.monotonic())
 
     for number, priority in enumerate(PRIORITIES):
-        results = topics.results(settings.prefix, priority)
-        header, decisions = registry.result_header(results), topics.decisions(settings.prefix)
+        slo_s, worker = objective_s(spec, priority, loaded), ids[number].member
+        reporting = None
+        if slo_s:
+            meters.OBJECTIVE_S.labels(spec.model, spec.version, priority).set(slo_s)
+            if scheduled(settings, spec):
+                told = topics.scheduler(settings.prefix)
+                reporting = Reporting(spec, priority, worker, told, limits, slo_s)
         actor = Actor(
             spec=spec, choice=Choice(loaded, spec.prefer, spec.under_load, slo_s), forced=forced,
-            home=Home(results, header, decisions, ids[number].member, settings.result_bytes_max),
+            home=Home(homes, topics.decisions(settings.prefix), worker, settings.result_bytes_max),
             journal=LaneJournal(slot, number), turns=turns, lane=number, limits=limits, beat=beats[number],
-            runs=runs, pool=kernels, frozen=frozen, fallback=fallback, tallying=tallying,
+            runs=runs, pool=kernels, frozen=frozen, fallback=fallback, tallying=tallying, reporting=reporting,
+            gives_way=lowest if priority != PRIORITIES[-1] else "",
         )  # fmt: skip
         source = topics.batches(settings.prefix, spec.model, spec.version, priority)
         lane = _lane(
             settings, roles[number], ids[number], [source], function=actor, sink=sinks[number], limits=limits,
-            beat=beats[number], assigned=everyone.one,
+            beat=beats[number], assigned=everyone.one, steering=reporting,
         )  # fmt: skip
         lanes.append(lane)
     try:
@@ -257,10 +271,11 @@ def monitor(
 def _lane(
     settings: Settings, name: str, ids: clients.LaneIds, sources: Sequence[str], *, function: Function, sink: Sink,
     limits: LaneLimits, beat: Callable[[], None], assigned: Callable[[], None],
-    idle: Callable[[], None] = lambda: None,
+    idle: Callable[[], None] = lambda: None, steering: Steering | None = None,
 ) -> Lane:  # fmt: skip
     config, lane_meters = clients.consumer(settings, ids, limits.bytes_max), LaneMeters(name)
-    return Lane(name, config, sources, function, sink, limits, lane_meters, beat, assigned, settings.leave, idle=idle)
+    return Lane(name, config, sources, function, sink, limits, lane_meters, beat, assigned, settings.leave, idle=idle,
+                steering=steering)  # fmt: skip
 
 
 class Stuck(LraiError):

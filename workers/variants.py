@@ -29,7 +29,7 @@ class Kernel(Protocol):
 class Loaded:
     """A variant in memory. `apart`: the same, in a process that may die alone; `rows_max`: of a run, and `row_s`
     seconds a row in such runs; `alone`: a run holds one request; `region`: the inputs that it is certified for; `gpu`:
-    it runs on one."""
+    it runs on one; `least_s`: of the shortest run that was measured."""
 
     release: Release
     kernel: Kernel
@@ -39,6 +39,7 @@ class Loaded:
     alone: bool = False
     region: Region | None = None
     gpu: bool = False
+    least_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

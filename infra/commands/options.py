@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,14 @@ Prefix = Annotated[str | None, typer.Option("--prefix", help="Begins every topic
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, tensorrt or openvino; cuda:1: another GPU.")]
 Version = Annotated[str | None, typer.Option("--version", help="Version of the model; the newest without.")]
+
+
+class Priority(StrEnum):
+    """Who may write to which topic decides the priority of a request."""
+
+    interactive = "interactive"
+    standard = "standard"
+    bulk = "bulk"
 
 
 def group(about: str) -> typer.Typer:

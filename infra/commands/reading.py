@@ -16,7 +16,7 @@ from schemas.errors import BadRecord, BadSetting
 from schemas.results import NAME
 from schemas.tensors import from_wire
 from streams import clients
-from streams.admin import Admin
+from streams.admin import CALL_S, Admin
 from streams.settings import Settings
 
 POLL_S = 0.1
@@ -27,10 +27,13 @@ SOURCE_HEADERS = ("lrai_request-topic", "lrai_request-partition", "lrai_request-
 class Reader:
     """Reads whole topics. `newest`: None from the first record, 0 from now on, n from about n records before the end.
 
-    Raises BadSetting when a topic is missing, KafkaUnavailable.
+    `since_ms`: instead from the first record stamped then or later, ms since 1970. `behind`: the partitions that are
+    not at their end. Raises BadSetting when a topic is missing, KafkaUnavailable.
     """
 
-    def __init__(self, settings: Settings, topics: Sequence[str], newest: int | None) -> None:
+    def __init__(
+        self, settings: Settings, topics: Sequence[str], newest: int | None, since_ms: int | None = None
+    ) -> None:
         ends = Admin(settings).ends(topics)
         for topic in topics:
             if not any(topic == each for each, _ in ends):
@@ -41,8 +44,12 @@ class Reader:
             TopicPartition(*place, 0 if newest is None else max(0, end - back)) for place, end in sorted(ends.items())
         ]
         self.consumer = _consumer(settings)
+        if since_ms is not None:
+            asked = [TopicPartition(*place, since_ms) for place in sorted(ends)]
+            starts = _known(self.consumer.offsets_for_times(asked, timeout=CALL_S))
         self.consumer.assign(starts)
         self._unread = {(each.topic, each.partition) for each in starts}
+        self.behind = set(self._unread)
 
     def take(self, wait_s: float = POLL_S) -> list[Message]:
         """Records that have come, at most POLL_RECORDS; waits for the first. Raises KafkaException."""
@@ -50,11 +57,13 @@ class Reader:
         found += self.consumer.consume(POLL_RECORDS, 0) if found else []
         messages = []
         for each in found:
-            error = each.error()
+            error, place = each.error(), (each.topic() or "", each.partition() or 0)
             if error is None:
                 messages.append(each)
+                self.behind.add(place)
             elif error.code() == KafkaError._PARTITION_EOF:
-                self._unread.discard((each.topic() or "", each.partition() or 0))
+                self._unread.discard(place)
+                self.behind.discard(place)
             elif error.fatal() or not error.retriable():
                 raise KafkaException(error)
         return messages
@@ -91,6 +100,13 @@ def read_one(settings: Settings, topic: str, partition: int, offset: int) -> Mes
         return None
     finally:
         consumer.close()
+
+
+def _known(partitions: list[TopicPartition]) -> list[TopicPartition]:
+    """Raises KafkaException with the error of the first that has one."""
+    if error := next((each.error for each in partitions if each.error), None):
+        raise KafkaException(error)
+    return partitions
 
 
 def missing_topic(settings: Settings, topic: str) -> BadSetting:

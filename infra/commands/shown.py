@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 
+import numpy as np
+import numpy.typing as npt
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -17,9 +19,12 @@ from infra.commands.sending import Progress as SendingProgress
 from infra.commands.sending import Sent
 from infra.commands.status import Status
 from kernels.spec import ModelSpec
+from streams.topics import PRIORITIES
+from streams.trace import Trace, dispersion
 
 ANSWER_CHARACTERS = 600
 PROBLEMS_MAX = 50
+TRACE_ROWS_MAX = 40
 READ_EVERY = 500
 STYLES = {"ready": "green", "starting": "yellow", "hung": "red", "stopped": "dim"}
 
@@ -167,3 +172,37 @@ def _table(**columns: str) -> Table:
     for name, justify in columns.items():
         table.add_column(name.replace("_", " "), justify="right" if justify == "right" else "left", overflow="fold")
     return table
+
+
+def trace(console: Console, found: Trace) -> None:
+    """Rates of a trace, of all requests and by model and priority; dispersion: see `streams.trace`."""
+    table = _table(
+        model="left", priority="left", requests="right", mean="right", peak="right", dispersion="right",
+        rows="right", bytes="right", deadlines="right",
+    )  # fmt: skip
+    groups = found.model.astype(np.int64) * len(PRIORITIES) + found.priority
+    kinds, sizes = np.unique(groups, return_counts=True)
+    largest = kinds[np.argsort(-sizes, kind="stable")[:TRACE_ROWS_MAX]].tolist()
+    table.add_row("all", "", *_trace_row(found, np.ones(len(found), bool)))
+    for kind in largest:
+        index, rank = divmod(kind, len(PRIORITIES))
+        table.add_row(found.models[index], PRIORITIES[rank], *_trace_row(found, groups == kind))
+    console.print(table)
+    if len(kinds) > TRACE_ROWS_MAX:
+        console.print(f"and {len(kinds) - TRACE_ROWS_MAX} more")
+    console.print(f"{len(found):,} request(s) in {found.seconds:,.3f} s", highlight=False)
+
+
+def _trace_row(found: Trace, chosen: npt.NDArray[np.bool_]) -> list[str]:
+    n = int(chosen.sum())
+    a_second = np.bincount(found.at_s[chosen].astype(np.int64), minlength=int(found.seconds) + 1)
+    spread = dispersion(a_second)
+    return [
+        f"{n:,}",
+        f"{n / found.seconds:,.1f}/s" if found.seconds else "-",
+        f"{a_second.max():,}/s",
+        "-" if np.isnan(spread) else f"{spread:.2f}",
+        f"{found.rows[chosen].mean():.1f}",
+        f"{found.bytes[chosen].mean():.0f}",
+        f"{100 * (~np.isnan(found.deadline_s[chosen])).mean():.0f} %",
+    ]

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from infra.jars import pins
 from infra.parts import parts
-from tests.bench import burst, cases, live, report
+from tests.bench import burst, cases, live, report, scheduling
 from tests.bench.cases import Bench, warm_up
 from tests.bench.contenders import Failed
 from tests.bench.report import Outcome
@@ -36,6 +36,7 @@ CASES: dict[str, Callable[[Bench], Outcome]] = {
     "audit": cases.audit,
     "memory": live.memory,
     "burst": burst.burst,
+    "scheduler": scheduling.scheduler,
 }
 
 

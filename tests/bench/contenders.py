@@ -288,20 +288,17 @@ def _samples(port: int, name: str) -> list[float]:
 
 
 class Reader:
-    """tests/bench/reader.py on a topic."""
+    """tests/bench/reader.py on a topic, or on several with commas between."""
 
     def __init__(
-        self, kafka: str, topic: str, expected: int, logs: Path, arrived: Path | None = None, quiet_s: float = 60.0
-    ) -> None:
+        self, kafka: str, topic: str, expected: int, logs: Path, arrived: Path | None = None, quiet_s: float = 60.0,
+        statuses: Path | None = None,
+    ) -> None:  # fmt: skip
         self.topic, self.expected = topic, expected
-        command = [sys.executable, "-m", "tests.bench.reader", "--kafka", kafka, "--topic", topic]
-        command += [
-            "--expected",
-            str(expected),
-            "--quiet-s",
-            str(quiet_s),
-            *(["--arrived", str(arrived)] if arrived else []),
-        ]
+        command = [sys.executable, "-m", "tests.bench.reader", "--kafka", kafka, "--topic", *topic.split(",")]
+        command += ["--expected", str(expected), "--quiet-s", str(quiet_s)]
+        command += ["--arrived", str(arrived)] if arrived else []
+        command += ["--statuses", str(statuses)] if statuses else []
         self._child = Child(command, logs / "reader.log")
         self._child.wait_for("ready")
 

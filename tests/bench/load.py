@@ -27,9 +27,11 @@ Headers = dict[str, str | bytes | None]
 PARTITIONS = 4
 CHUNK = 10_000  # records encoded at a time
 RUN = 500  # records in a row to one partition of a backlog, as the sticky partitioner of a busy client does
+LEAD_S = 0.5  # from when all is encoded to the first record
 TICK_S = 0.002  # of the live load; one partition a tick, so that its own requests to the broker stay few
 DISTINCT = 2_000  # tensors; more would only fill memory
 REQUEST_BYTES = 173
+NOTHING_ELSE = bytes(6)  # no deadline, subject, attributes, consent, purpose, parameters
 TOPIC_S_MAX = 30.0
 
 PRODUCER: dict[str, Any] = {
@@ -78,11 +80,15 @@ class Requests:
         chunk = max(1, min(chunk, 100_000_000 // pool.shape[1]))
         for first in range(0, n, chunk):
             seq = np.arange(first, min(n, first + chunk))
-            whole = assemble(len(seq), self._pieces(seq, pool)).data.tobytes()
-            width = len(whole) // len(seq)
-            yield [whole[at : at + width] for at in range(0, len(whole), width)]
+            yield self.alike(seq, pool)
 
-    def _pieces(self, seq: npt.NDArray[np.int64], pool: Bytes) -> list[Piece]:
+    def alike(self, seq: npt.NDArray[np.int64], pool: Bytes, after_inputs: bytes = NOTHING_ELSE) -> list[bytes]:
+        """The framed records of these numbers; their tensors from the pool, uint8[tensors, bytes of a tensor]."""
+        whole = assemble(len(seq), self._pieces(seq, pool, after_inputs)).data.tobytes()
+        width = len(whole) // len(seq)
+        return [whole[at : at + width] for at in range(0, len(whole), width)]
+
+    def _pieces(self, seq: npt.NDArray[np.int64], pool: Bytes, after_inputs: bytes) -> list[Piece]:
         one = np.ones(1, np.int64)
         shape = varints(np.array([len(self.shape), *self.shape, 0])).data.tobytes()
         return [
@@ -92,7 +98,7 @@ class Requests:
             _text(self.model) + b"\0" + varints(one).data.tobytes() + _text(self.tensor) + _text(self.datatype) + shape,
             varints(one * pool.shape[1]).data.tobytes(),
             pool[seq % len(pool)],
-            b"\0" + bytes(6),
+            b"\0" + after_inputs,
         ]
 
     @property
@@ -280,13 +286,20 @@ def schedule(phases: Sequence[tuple[float, float]]) -> npt.NDArray[np.float64]:
 
 def live(kafka: str, topic: str, requests: Requests, phases: Sequence[tuple[float, float]], sent_file: str) -> None:
     """Produces on schedule and saves float64[2, n]: when each was produced, and when it was due (monotonic, s)."""
-    partitions = partitions_of(kafka, topic)
-    producer = Producer({"bootstrap.servers": kafka} | PRODUCER | {"linger.ms": 0})
     due = schedule(phases)
+    values = list(itertools.chain.from_iterable(requests.chunks(len(due))))
+    start = time.monotonic() + LEAD_S
+    on_schedule(kafka, start + due, [topic] * len(due), values, sent_file, requests.headers)
+
+
+def on_schedule(
+    kafka: str, due: npt.NDArray[np.float64], topics: Sequence[str], values: Sequence[bytes], sent_file: str,
+    headers: Headers | None = None,
+) -> None:  # fmt: skip
+    """Produces each value to its topic when it is due (monotonic, s); saves float64[2, n]: sent, due."""
+    partitions = {topic: partitions_of(kafka, topic) for topic in set(topics)}
+    producer = Producer({"bootstrap.servers": kafka} | PRODUCER | {"linger.ms": 0})
     n = len(due)
-    values = list(itertools.chain.from_iterable(requests.chunks(n)))
-    start = time.monotonic() + 0.2
-    due += start
     sent = np.empty(n)
     done = tick = 0
     while done < n:
@@ -294,12 +307,13 @@ def live(kafka: str, topic: str, requests: Requests, phases: Sequence[tuple[floa
         until = int(np.searchsorted(due, now))
         for number in range(done, until):
             sent[number] = time.monotonic()
-            send(producer, topic, values[number], tick % partitions, requests.headers)
+            send(producer, topics[number], values[number], tick % partitions[topics[number]], headers)
         done = max(done, until)
         tick += 1
         producer.poll(0)
         time.sleep(max(0.0, TICK_S - (time.monotonic() - now)))
-    producer.flush(60)
+    if left := producer.flush(60):
+        raise TimeoutError(f"the broker did not take {left} of {n} requests within 60 s")
     np.save(sent_file, np.stack([sent, due]))
 
 

@@ -14,7 +14,8 @@ from audit.framed import Reading
 from audit.store import Store
 from audit.writing import Intake, StoreSink, nothing_more
 from streams import clients, topics
-from streams.loop import Lane, LaneLimits
+from streams.limits import LaneLimits
+from streams.loop import Lane
 from streams.meters import LaneMeters
 from streams.settings import Settings, load
 from tests.chaos.checks import drained, exactly_once

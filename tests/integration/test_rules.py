@@ -25,7 +25,8 @@ from confluent_kafka.cimpl import NewTopic
 
 from streams import clients
 from streams.admin import Admin, Source
-from streams.loop import Discarded, Fenced, Lane, LaneLimits
+from streams.limits import LaneLimits
+from streams.loop import Discarded, Fenced, Lane
 from streams.meters import LaneMeters
 from streams.settings import Settings, load
 from streams.transaction import KafkaSink

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from threading import Barrier
 from typing import Any
 
@@ -11,10 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.session import KernelError
+from schemas import framing
+from streams.coalesce import Coalesce
+from streams.limits import LaneLimits
+from streams.steering import Report
 from streams.window import Window
-from tests.samples import encoded, request, spec, tensor
-from tests.stages import Ends, Identity, actor, coalesce, outputs, through
-from workers.actor import Unavailable
+from tests.samples import NOW_MS, encoded, request, spec, tensor, window
+from tests.stages import Ends, Identity, actor, coalesce, outputs, through, topic_of
+from workers.actor import Actor, Unavailable
+from workers.reporting import Reporting
 
 NET = spec()
 POISON = 666.0
@@ -120,3 +128,66 @@ def test_shapes_that_are_equal_run_together() -> None:
     kernel = Identity()
     ended([[1.0]] * 5, kernel)
     assert kernel.runs == [5]
+
+
+def batches_of(stage: Coalesce, values: Sequence[bytes], at_ms: int, first: int = 0) -> list[bytes]:
+    """The batch records of a window of requests that were appended at that time, at offsets from `first` on."""
+    given = replace(window(values, start=first), timestamp=np.full(len(values), at_ms))
+    found = stage(given, at_ms)
+    return [each for block in found.blocks if ".batches." in block.topic for each in block.values]
+
+
+def lanes(objective_s: float = 0.1) -> tuple[Actor, Actor]:
+    """The standard and the bulk lane of an actor whose late work gives way."""
+    standard, bulk = actor(NET, Identity()), actor(NET, Identity())
+    standard.reporting = Reporting(NET, "standard", "w", "t.scheduler", standard.limits, objective_s)
+    standard.gives_way = "t.batches.net.1.bulk"
+    return standard, bulk
+
+
+def test_late_work_gives_way_and_is_answered_by_the_lowest_lane() -> None:
+    stage, (standard, bulk) = coalesce([NET]), lanes()
+    late = batches_of(stage, [value(1.0), value(2.0)], NOW_MS - 500)
+    fresh = batches_of(stage, [value(3.0)], NOW_MS - 20, first=2)
+    outcome = standard(window([*late, *fresh], topic=topic_of(NET)), NOW_MS)
+    ends = Ends()
+    ends.add([block for block in outcome.blocks if block.topic != "t.scheduler"])
+    assert sorted(ends.results) == [2]
+    assert ends.batches == [("t.batches.net.1.bulk", each) for each in late], "byte by byte, in their order"
+    ends.add(bulk(window(late, topic="t.batches.net.1.bulk"), NOW_MS).blocks)
+    assert sorted(ends.results) == sorted(ends.decisions) == [0, 1, 2]
+    assert {topic for sent in ends.sent.values() for topic, *_ in sent} == {"t.results.standard"}
+    assert [outputs(ends.results[i][0])["value"][0, 0] for i in range(3)] == [1.0, 2.0, 3.0]
+
+
+def test_reports_count_what_gives_way_as_late() -> None:
+    stage, (standard, _) = coalesce([NET]), lanes(objective_s=60)
+    stage.epoch = lambda: 7
+    now_ms = time.time_ns() // 1_000_000  # the end of a run is not a test's to choose
+    late = batches_of(stage, [value(1.0), value(2.0)], now_ms - 70_000)
+    fresh = batches_of(stage, [value(3.0)], now_ms, first=2)
+    outcome = standard(window([*late, *fresh], topic=topic_of(NET)), now_ms)
+    (block,) = [block for block in outcome.blocks if block.topic == "t.scheduler"]
+    report = Report.of(framing.decode(block.values[0])[1])
+    answers, within, p95_ms = report.plans[7]
+    assert (answers, within) == (3, 1)
+    assert p95_ms >= 100_000
+
+
+def test_where_all_are_late_and_nothing_waits_all_are_answered() -> None:
+    stage, (standard, _) = coalesce([NET]), lanes()
+    late = batches_of(stage, [value(1.0)], NOW_MS - 500)
+    ends = Ends()
+    blocks = standard(window(late, topic=topic_of(NET)), NOW_MS).blocks
+    ends.add([block for block in blocks if block.topic != "t.scheduler"])
+    assert (sorted(ends.results), ends.batches) == ([0], [])
+
+
+def test_a_window_of_late_work_alone_is_passed_on_whole_while_more_waits() -> None:
+    stage, (standard, _) = coalesce([NET]), lanes()
+    standard.limits = LaneLimits(0.0, 2, 1 << 24)
+    late = [batches_of(stage, [value(1.0)], NOW_MS - 500, first=at)[0] for at in range(2)]
+    ends = Ends()
+    blocks = standard(window(late, topic=topic_of(NET)), NOW_MS).blocks
+    ends.add([block for block in blocks if block.topic != "t.scheduler"])
+    assert (sorted(ends.results), len(ends.batches)) == ([], 2)

@@ -71,7 +71,8 @@ def merged(n: int = 3) -> Merged:
     return found
 
 
-HOME = Home("t.results.standard", framing.header("inference_result"), "t.decisions", "w", 100_000)
+HOMES = {"t.requests.standard": ("t.results.standard", framing.header("inference_result"))}
+HOME = Home(HOMES, "t.decisions", "w", 100_000)
 RELEASE = Release("labelled", "1", "original")
 
 

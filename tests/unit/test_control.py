@@ -39,11 +39,11 @@ def test_the_newest_record_of_a_key_counts() -> None:
     state = ControlState(Settings(kafka="127.0.0.1:1", kafka_options={"log_level": "0"}), "test")
     try:
         for each in (change("a", "int8"), change("b", "int4"), change("a", "int4"), change("b", None)):
-            state._put(each.key.encode(), each.encode())
-        state._put(b"variant/b/1", b"no record")
+            state.put(each.key, each.encode())
+        state.put("variant/b/1", b"no record")
         assert [state.variant(model, "1", now_s) for now_s, model in enumerate("abc")] == ["int4", None, None]
         assert state.variant("a", "2", 9) is None
-        state._put(b"variant/a/1", None)
+        state.put("variant/a/1", None)
         assert state.variant("a", "1", 10) is None
     finally:
         state.close()

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.spec import ModelSpec
-from streams.loop import LaneLimits
+from streams.limits import LaneLimits
 from tests.samples import NOW_MS, encoded, request, spec, tensor, window
 from tests.stages import Ends, Identity, Tensors, coalesce, through
 from tests.stages import actor as lane_of

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, TopicPartition
 
-from streams.loop import DISCARDS_MAX, SLICE, Discarded, Fenced, Lane, LaneLimits
+from streams.limits import LaneLimits
+from streams.loop import DISCARDS_MAX, SLICE, Discarded, Fenced, Lane
 from streams.meters import LaneMeters
 from streams.window import Block, Outcome, Range, Window
 from tests.unit.memory_log import TOPIC, Log, Partition, Record

@@ -1,0 +1,1 @@
+"""A discrete-event simulator of the pipeline: deterministic, without Kafka, a store or a clock."""
