@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 OTHER = "(other)"
 ALERTS_KEPT = 10_000
+GROUP = tuple(each.name for each in fields(fairness.Group))  # asdict would copy them, and take half of a look
 DECISIONS_MIN = 100  # before a missing attribute is worth an alert
 Release = tuple[str, str]
 
@@ -150,7 +151,7 @@ class Watch:
             "attribute": attribute, "definition": found.definition, "epoch": counts.epoch, "since": counts.since,
             "at": counts.at, "decisions": decisions, "coverage": coverage, "value": found.value, "ratio": found.ratio,
             "limit": spec.disparity_limit, "alpha": alpha, "method": found.method, "state": found.state,
-            "groups": [asdict(each) for each in found.groups],
+            "groups": [{name: getattr(each, name) for name in GROUP} for each in found.groups],
         }  # fmt: skip
         return attribute, found, record
 
