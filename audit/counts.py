@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode, b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from hashlib import blake2b
 from typing import Any
@@ -27,6 +27,7 @@ RECENT_ROWS = 500  # drift is judged by at least as many of the newest: twice as
 GROUPS_MAX = 1100  # the actor's bound is the model's groups_max, at most 1,024
 FEATURES_MAX = 128
 CONFUSION = ("decided", "favourable", "positive", "true_positive")
+ERROR_SCALE = (0.0, 0.5)  # no share has a larger standard deviation
 Scale = tuple[float, float]
 """Mean and standard deviation of a feature in the reference sample."""
 Groups = dict[str, dict[str, list[int]]]
@@ -71,20 +72,14 @@ class Feature:
         return self.since[-1 if self.recent.full else 0]
 
     def encode(self) -> dict[str, Any]:
-        means = self.means.state() if self.means else None
-        if means:
-            blocks = np.array(means["blocks"], "<f4").tobytes()
-            means["blocks"] = b64encode(blocks).decode()
-        return {**self.recent.state(), "edges": self.edges, "since": self.since, "at": self.at, "means": means}
+        own = {"edges": self.edges, "since": self.since, "at": self.at, "means": _encoded(self.means)}
+        return {**self.recent.state(), **own}
 
     @classmethod
     def decode(cls, found: Mapping[str, Any], scale: Scale | None) -> Feature:
         """What `encode` wrote."""
         recent = Recent(RECENT_ROWS, found["before"], found["now"])
-        means = Means(*scale) if scale else None
-        if scale and (state := found["means"]):
-            blocks = np.frombuffer(b64decode(state["blocks"]), "<f4").tolist()
-            means = Means(*scale, **{**state, "blocks": blocks})
+        means = _decoded(found["means"], scale) if scale else None
         return cls(found["edges"], recent, means, found["since"], found["at"])
 
 
@@ -95,8 +90,9 @@ class Counts:
     `offsets`: the last counted, by topic/partition; `recent`: hashes of the newest ids; `epoch`: how many freezes were
     ended; `ended`: the last of those; `since`, `at`: first and last tally of the epoch, ms; `missing`: decided and
     favourable of requests that did not say their group, by attribute; `labels`: totals by the `ended` that they are of,
-    "" before any, for the store may see the end of a freeze before the monitor does; `days`: by the number of the day
-    since 1970.
+    "" before any, for the store may see the end of a freeze before the monitor does; `judged`: of the same, labels and
+    wrong decisions; `errors`: ADWIN over the share of wrong ones; `errors_at`: when that changed last, ms; `days`: by
+    the number of the day since 1970.
     """
 
     model: str
@@ -111,6 +107,9 @@ class Counts:
     groups: Groups = field(default_factory=dict)
     missing: dict[str, list[int]] = field(default_factory=dict)
     labels: dict[str, Groups] = field(default_factory=dict)
+    judged: dict[str, list[int]] = field(default_factory=dict)
+    errors: Means | None = None
+    errors_at: int = 0
     days: dict[int, Day] = field(default_factory=dict)
     features: dict[str, Feature] = field(default_factory=dict)
     scales: Mapping[str, Scale] = field(default_factory=dict)
@@ -159,6 +158,7 @@ class Counts:
         plain = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "scales"}
         plain["days"] = {day: asdict(each) for day, each in self.days.items()}
         plain["features"] = {name: each.encode() for name, each in self.features.items()}
+        plain["errors"] = _encoded(self.errors)
         return json.dumps(plain, ensure_ascii=False, separators=(",", ":")).encode()
 
     @classmethod
@@ -168,6 +168,8 @@ class Counts:
         found["days"] = {int(day): Day(**each) for day, each in found["days"].items()}
         features = found["features"].items()
         found["features"] = {name: Feature.decode(each, scales.get(name)) for name, each in features}
+        if state := found.get("errors"):
+            found["errors"] = _decoded(state, ERROR_SCALE)
         return cls(**found, scales=scales)
 
     def _seen(self, name: str) -> bool:
@@ -190,10 +192,21 @@ class Counts:
             return "older_labels"
         self.labels.pop(epoch, None)  # the newest are the last
         self.labels[epoch] = found
+        self._judge(epoch, _errors(tally["groups"]), tally["at"])
         others = [each for each in self.labels if each != own]
         for old in others[:-EPOCHS_KEPT]:
             del self.labels[old]
+            self.judged.pop(old, None)
         return "" if epoch == own else "other_epoch"
+
+    def _judge(self, epoch: str, now: list[int], at: int) -> None:
+        """What the totals have more than before goes to ADWIN; where a recount changed the past, nothing does."""
+        labels, wrong = (a - b for a, b in zip(now, self.judged.get(epoch, [0, 0]), strict=True))
+        self.judged[epoch] = now
+        if 0 <= wrong <= labels:
+            self.errors = self.errors or Means(*ERROR_SCALE)
+            if self.errors.add(labels, wrong):
+                self.errors_at = at
 
     def _count_group(self, found: Mapping[str, Any]) -> None:
         attribute, group = found["attribute"], found["group"]
@@ -253,3 +266,26 @@ def _checked(tally: Mapping[str, Any]) -> tuple[list[int], list[list[int]]]:
 def _labels(groups: Groups) -> int:
     """How many labels the totals are of: every attribute has them all, so the largest sum."""
     return max((sum(counts[0] for counts in each.values()) for each in groups.values()), default=0)
+
+
+def _errors(groups: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Labels and, of those, decisions that were favourable where the outcome was not, or the reverse. Every attribute
+    has all labels, those of people who did not say their group among them: so the attribute with most."""
+    found: dict[str, list[int]] = {}
+    for each in groups:
+        counts = found.setdefault(each["attribute"], [0, 0])
+        counts[0] += each["decided"]
+        counts[1] += each["favourable"] + each["positive"] - 2 * each["true_positive"]
+    return max(found.values(), default=[0, 0])
+
+
+def _encoded(means: Means | None) -> dict[str, Any] | None:
+    if means is None:
+        return None
+    return {**means.state(), "blocks": b64encode(np.array(means.blocks, "<f4").tobytes()).decode()}
+
+
+def _decoded(state: Mapping[str, Any] | None, scale: Scale) -> Means:
+    if not state:
+        return Means(*scale)
+    return Means(*scale, **{**state, "blocks": np.frombuffer(b64decode(state["blocks"]), "<f4").tolist()})

@@ -18,14 +18,18 @@ from streams.settings import Settings
 
 COMMIT_S = 1.0
 ASK_S = 5.0
+FETCH_BYTES_MIN = 256 * 1024  # the broker answers when it has so much, or
+FETCH_S_MAX = 0.2  # after this long: an answer for each tally costs more than all that is done with it
 
 
 class CommittedThread(driver.AIOKafkaConsumerThread):
-    """Faust reads what was aborted, too, unless it produces in transactions itself."""
+    """Faust reads what was aborted, too, unless it produces in transactions itself; and as soon as there is a byte."""
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
         consumer._isolation_level = "read_committed"
+        consumer._fetch_min_bytes = FETCH_BYTES_MIN
+        consumer._fetch_max_wait_ms = round(FETCH_S_MAX * 1000)
         return consumer
 
 

@@ -56,7 +56,7 @@ def show(kind: str, record: Mapping[str, Any]) -> None:
         set_state(DRIFT_STATE, labels, record["state"])
     elif kind == "alert":
         ALERTS.labels(record["kind"], record["severity"]).inc()
-    elif kind == "control":
+    elif kind == "control" and record["kind"] == "freeze":
         FREEZES.labels(record["model"], record["version"]).inc()
 
 

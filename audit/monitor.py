@@ -17,7 +17,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from audit import daily, meters
+from audit import daily, drift, meters
 from audit.complaint_counts import WEEK_MS, Complaints
 from audit.counts import Counts
 from audit.faust_app import Durable, Membership, application
@@ -29,14 +29,14 @@ from kernels.spec import ModelSpec
 from schemas import framing
 from schemas.errors import BadRecord, LraiError
 from streams import clients, topics
-from streams.control import FREEZE, UNFREEZE, ControlState
+from streams.control import FREEZE, UNFREEZE, VARIANT, ControlState
 from streams.log import log
 from streams.loop import Fenced
 from streams.meters import SECONDS
 from streams.settings import Settings
 
 TAKE_RECORDS = 500
-TAKE_S = 0.1
+TAKE_S = 0.2  # also when nothing came; Faust's timer is not cheap
 TICK_S = 0.2
 TOLD_S = 1.0
 MADE_S = 5.0  # how long a freeze of our own holds before lrai.control has brought it back
@@ -131,6 +131,8 @@ class Monitor:
             message = event.message
             try:
                 tally = _decoded(message.value, "tally")
+                if tally["kind"] == "labels":
+                    await asyncio.to_thread(drift.preload)
                 counts, place = self._counts(tally["model"], tally["version"]), f"{message.topic}/{message.partition}"
                 why = counts.add(tally, place, message.offset) if counts else "releases"
             except BadRecord as err:
@@ -177,8 +179,8 @@ class Monitor:
             if record and record.kind == UNFREEZE and record.id:
                 counts.begin_epoch(record.id)
             frozen = bool(record and record.kind == FREEZE) or self.made.get(release, 0.0) > now_s
-            told = self.watch.look(counts, frozen, now_ms)
-            if any(each.kind == "control" for each in told):
+            told = self.watch.look(counts, frozen, now_ms, state.get(f"{VARIANT}/{counts.model}/{counts.version}"))
+            if any(each.kind == "control" and each.record["kind"] == FREEZE for each in told):
                 self.made[release] = now_s + MADE_S
             found += told
         await self._send(sorted(found, key=lambda each: each.kind != "control"))
@@ -289,7 +291,10 @@ def run(
 def policy(settings: Settings) -> Policy:
     """What the settings say."""
     rules = Rules(**{each.name: getattr(settings, each.name) for each in fields(Rules)})
-    return Policy(settings.fairness_alpha, settings.fairness_every_ms, settings.coverage_min, SECONDS, rules)
+    return Policy(
+        settings.fairness_alpha, settings.fairness_every_ms, settings.coverage_min, SECONDS, rules,
+        settings.actions_allowed,
+    )  # fmt: skip
 
 
 def references(specs: Sequence[ModelSpec]) -> dict[Release, dict[str, Reference]]:

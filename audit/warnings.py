@@ -13,6 +13,7 @@ from audit.fairness import Assessment
 
 DAY_S = 86_400
 BASELINE_DAYS_MAX = 7  # of latency, before the days that are judged
+_SCALE = "prune models that nobody calls, or scale down: LRAI does neither by itself"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ def utilisation(days: Mapping[int, float], rules: Rules = DEFAULT) -> list[Warni
     highest = max(days[day] for day in last)
     message = f"device utilisation at most {highest:.0%} on {len(last)} successive days"
     evidence = {"days": {day: days[day] for day in last}}
-    return [Warning("utilisation", "info", message, "prune models that nobody calls, or scale down", evidence)]
+    return [Warning("utilisation", "info", message, _SCALE, evidence)]
 
 
 def complaints(times: Sequence[float], now: float, rules: Rules = DEFAULT) -> list[Warning]:

@@ -26,6 +26,7 @@ Statement = Literal[
     "insert_control_event", "insert_incident", "insert_tally", "insert_fairness", "insert_drift", "insert_alert",
     "insert_label", "insert_complaint", "insert_complaint_action",
 ]  # fmt: skip
+_ODD = ("\\u0000", "NaN", "Infinity")  # as JSON's text shows what Postgres cannot hold; a word of a text does no harm
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -108,7 +109,15 @@ def _cleaned(value: Any) -> Any:
         return storable(value)
     if isinstance(value, list):
         return [_cleaned(item) for item in value]
-    return Jsonb(_storable_json(value.obj)) if isinstance(value, Jsonb) else value
+    return _cleaned_json(value) if isinstance(value, Jsonb) else value
+
+
+def _cleaned_json(value: Jsonb) -> Jsonb:
+    """Looked at as text first, which is then what is stored: few values hold anything odd, and a walk takes longer."""
+    text = json.dumps(value.obj)
+    if any(odd in text for odd in _ODD):
+        return Jsonb(_storable_json(value.obj))
+    return Jsonb(value.obj, lambda _: text)
 
 
 def _storable_json(value: Any) -> Any:

@@ -7,20 +7,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from hashlib import sha256
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from audit import daily, drift, fairness, warnings
+from audit import actions, daily, drift, fairness, warnings
+from audit.actions import MONITOR
 from audit.complaint_counts import Complaints
 from audit.counts import DAY_MS, Counts, Scale
 from audit.fairness import Assessment, Confusion
 from kernels.spec import ModelSpec
 
+if TYPE_CHECKING:
+    from streams.control import Control
+
 OTHER = "(other)"
 ALERTS_KEPT = 10_000
+GROUP = tuple(each.name for each in fields(fairness.Group))  # asdict would copy them, and take half of a look
 DECISIONS_MIN = 100  # before a missing attribute is worth an alert
-MONITOR = "monitor"
 Release = tuple[str, str]
 
 
@@ -41,7 +45,7 @@ class Policy:
 
     `alpha`: of a release, shared by its attributes; `every_ms`: between two records of one test whose state is the
     same; `coverage_min`: share of decisions that carry an attribute; `latency_edges`: of the tallies' latency
-    histograms, seconds.
+    histograms, seconds; `actions_allowed`: kinds of early warnings that are acted on, not only told.
     """
 
     alpha: float = 0.01
@@ -49,6 +53,7 @@ class Policy:
     coverage_min: float = 0.5
     latency_edges: Sequence[float] = ()
     rules: warnings.Rules = warnings.DEFAULT
+    actions_allowed: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +87,9 @@ class Watch:
     _judged: dict[Release, int] = field(default_factory=dict)
     _today: int = 0
 
-    def look(self, counts: Counts, frozen: bool, now_ms: int) -> list[Told]:
-        """What the counts give reason to tell: a freeze first. `now_ms`: the clock, since the epoch."""
+    def look(self, counts: Counts, frozen: bool, now_ms: int, forced: Control | None = None) -> list[Told]:
+        """What the counts give reason to tell: a freeze first. `now_ms`: the clock, since the epoch; `forced`: the last
+        change of which variant answers."""
         release = counts.model, counts.version
         spec = self.specs.get(release)
         if spec is None:
@@ -98,8 +104,8 @@ class Watch:
         told += self._coverage(counts, spec)
         if now_ms - self._drift_ms.get(release, 0) >= self.policy.every_ms:
             self._drift_ms[release] = now_ms
-            told += self._drift(counts, now_ms)
-        return told + self._days(counts)
+            told += self._drift(counts, now_ms) + self._errors(counts)
+        return told + self._days(counts, spec, forced, now_ms)
 
     def complaints(self, counted: Complaints) -> list[Told]:
         """Too many in a week: of a model, else of all together."""
@@ -145,7 +151,7 @@ class Watch:
             "attribute": attribute, "definition": found.definition, "epoch": counts.epoch, "since": counts.since,
             "at": counts.at, "decisions": decisions, "coverage": coverage, "value": found.value, "ratio": found.ratio,
             "limit": spec.disparity_limit, "alpha": alpha, "method": found.method, "state": found.state,
-            "groups": [asdict(each) for each in found.groups],
+            "groups": [{name: getattr(each, name) for name in GROUP} for each in found.groups],
         }  # fmt: skip
         return attribute, found, record
 
@@ -165,7 +171,7 @@ class Watch:
             "kind": "freeze", "model": model, "version": version, "variant": None, "by": MONITOR, "reason": reason,
             "at": now_ms, "id": _id(model, version, assessment.definition, worst.group, evidence), "evidence": evidence,
         }  # fmt: skip
-        action = f"review: lrai equity review {model} --version {version}; then lrai equity unfreeze"
+        action = f"freeze; review it: lrai equity review {model} --version {version}; then lrai equity unfreeze"
         what = warnings.Warning("frozen", "critical", f"{model} {version} is frozen: {reason}", action, record)
         alert = self._alert((model, version), what, (control["id"],), True, now_ms)
         return [Told("control", f"freeze/{model}/{version}", control), *alert]
@@ -212,8 +218,21 @@ class Watch:
                 told += self._alert(release, what, (name, found.state, feature.at // DAY_MS), False, feature.at)
         return told
 
-    def _days(self, counts: Counts) -> list[Told]:
-        """The rules over whole days, once a day; today is the newest day of any release."""
+    def _errors(self, counts: Counts) -> list[Told]:
+        """The newest change of the share of wrong decisions."""
+        if not counts.errors or not counts.errors.last:
+            return []
+        before, after = counts.errors.last
+        word, severity = ("rose", "warning") if after > before else ("fell", "info")
+        text = f"the share of decisions that the outcome contradicts {word} from {before:.1%} to {after:.1%}"
+        evidence = {"feature": "error", "before": before, "after": after, "changes": counts.errors.changes}
+        action = "look at audit.accuracy_by_group; retrain where it stays so"
+        found = warnings.Warning("drift", severity, text, action, evidence)
+        parts = ("error", counts.errors.changes)
+        return self._alert((counts.model, counts.version), found, parts, False, counts.errors_at)
+
+    def _days(self, counts: Counts, spec: ModelSpec, forced: Control | None, now_ms: int) -> list[Told]:
+        """The rules over whole days, once a day; today is the newest day of any release. An action goes first."""
         release = counts.model, counts.version
         self._today = max(self._today, max(counts.days, default=0))
         if self._judged.get(release) == self._today:
@@ -222,8 +241,16 @@ class Watch:
         rules, whole = self.policy.rules, daily.whole_days(counts.days, self._today)
         found = warnings.latency(daily.latency_p95(whole, self.policy.latency_edges), rules)
         found += warnings.utilisation(daily.utilisation(whole), rules)
-        at = self._today * DAY_MS
-        return [told for each in found for told in self._alert(release, each, (self._today,), False, at)]
+        at, told = self._today * DAY_MS, list[Told]()
+        for each in found:
+            variant, name = None, _id(each.kind, *release, self._today)
+            if each.kind in self.policy.actions_allowed:
+                variant = actions.variant(spec, forced, name, at)
+            if variant:
+                told += _force(release, variant, name, each.message, now_ms)
+                each = replace(each, action=actions.taken(spec, variant, each.action))
+            told += self._alert(release, each, (self._today,), variant is not None, at)
+        return told
 
     def _publish(self, kind: str, what: tuple[str, ...], record: dict[str, Any], now_ms: int) -> list[Told]:
         """Always when the state is another one, else at most once in `every_ms`, and never twice the same."""
@@ -249,10 +276,21 @@ class Watch:
         where = f"{model} {version}: " if model and not found.message.startswith(model) else ""
         record = {
             "id": name, "kind": found.kind, "severity": found.severity, "model": model or None,
-            "version": version or None, "message": where + found.message, "action": found.action, "taken": taken,
+            "version": version or None, "message": where + found.message,
+            "action": f"{'taken' if taken else 'proposed'}: {found.action}", "taken": taken,
             "evidence": json.dumps(found.evidence, ensure_ascii=False, sort_keys=True), "at": at,
         }  # fmt: skip
         return [Told("alert", name, record)]
+
+
+def _force(release: Release, variant: str, name: str, reason: str, now_ms: int) -> list[Told]:
+    """That this variant answers from now on; what is told twice has the same id."""
+    model, version = release
+    control = {
+        "kind": "variant", "model": model, "version": version, "variant": variant, "by": MONITOR, "reason": reason,
+        "at": now_ms, "id": name, "evidence": None,
+    }  # fmt: skip
+    return [Told("control", f"variant/{model}/{version}", control)]
 
 
 def _id(*parts: object) -> str:

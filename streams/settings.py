@@ -15,6 +15,7 @@ from streams.topics import PRIORITIES
 
 FILE = "lrai.toml"
 BESIDE_BYTES = 2 * 1024 * 1024  # keys, headers and columns beside the bytes that a bound counts
+ACTIONS = ("latency",)  # the early warnings that LRAI can do something about
 
 
 class Settings(BaseSettings):
@@ -73,6 +74,7 @@ class Settings(BaseSettings):
     utilisation_days: int = Field(7, ge=1, le=13)
     complaints_max: int = Field(15, ge=0, description="in complaints_days, before an alert")
     complaints_days: int = Field(7, ge=1, le=14)
+    actions_allowed: tuple[str, ...] = Field((), description="alerts that the monitor may act on by itself: latency")
     scheduler: Literal["static", "adaptive"] = Field("adaptive", description="of models whose model.toml says nothing")
     watch: bool = Field(True, description="count windows by group and cost, and run the monitor")
     metrics_port: int = Field(0, ge=0, le=65_000, description="the first port; each process has the next; 0 is none")
@@ -100,6 +102,14 @@ class Settings(BaseSettings):
         if len(topics) > 1000:
             raise ValueError(f"has {len(topics)} entries; name at most 1000 topics or use patterns")
         return topics
+
+    @field_validator("actions_allowed")
+    @classmethod
+    def _possible(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if others := sorted(set(names) - set(ACTIONS)):
+            why = "a disparity freezes as freeze_on in model.toml says, the others are for people"
+            raise ValueError(f"names {', '.join(others)}; the monitor can act on {', '.join(ACTIONS)} alone: {why}")
+        return names
 
     @model_validator(mode="after")
     def _fits(self) -> Settings:

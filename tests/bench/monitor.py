@@ -13,20 +13,25 @@ import numpy as np
 from infra.parts import parts
 from streams.admin import Admin, all_topics
 from streams.settings import Settings
+from tests import nets
 from tests.chaos.harness import Place, alone, until
-from tests.chaos.test_monitor import watched
 from tests.produced_tallies import AT_MS, Tallies, histogram, kept, tally
 
 TALLIES = 30_000
 BATCH = 500
 LIMIT_S = 300.0
+WATCHED = """sensitive_features = ["sex"]
+labels = ["no", "yes"]
+favourable = "yes"
+freeze_on = "never"
+"""
 
 
 def main(histograms: int) -> float:
     """Tallies a second of three groups and so many histograms, from when the monitor is ready until it has all."""
     with parts() as running, tempfile.TemporaryDirectory() as folder:
         place = Place(running.kafka, running.store, f"b{secrets.token_hex(3)}", Path(folder) / "s", Path(folder) / "m")
-        watched(place.models, "net")
+        nets.mlp(place.models / "net" / "1" / "model.onnx").with_name("model.toml").write_text(WATCHED)
         settings = Settings(kafka=place.kafka, prefix=place.prefix, state=place.state)
         Admin(settings).ensure_topics(all_topics(settings, [("net", "1")]))
         tallies, rng = Tallies(place.kafka, place.prefix), np.random.default_rng(0)

@@ -19,31 +19,25 @@ import numpy as np
 import psycopg
 from onnx import TensorProto
 
+from audit.counts import DAY_MS
 from infra.commands import live_state
 from schemas import framing
 from streams import topics
 from streams.admin import Admin, all_topics, monitor_sources
 from streams.control import FREEZE, UNFREEZE, Control
+from streams.meters import SECONDS
 from streams.settings import Settings
 from tests import nets
 from tests.chaos.checks import drained, quantiles
 from tests.chaos.harness import LONG, Client, Place, Reader, Running, Show, alone, over, until, up
-from tests.produced_tallies import Tallies, kept, read, sums
+from tests.produced_tallies import AT_MS, Tallies, kept, read, sums, tally
+from tests.variants import quantize
+from workers.backoff import BackoffLimits
 
 KILLS = 50 if LONG else 10
 TOGETHER = 5
+QUIET_S = BackoffLimits().quiet_s + 1
 MODELS = ("steady", "other")
-WATCHED = """sensitive_features = ["sex"]
-labels = ["no", "yes"]
-favourable = "yes"
-freeze_on = "never"
-"""
-
-
-def watched(models: Path, name: str, text: str = WATCHED) -> None:
-    """A model with an owner who says what is watched."""
-    path = nets.mlp(models / name / "1" / "model.onnx")
-    path.with_name("model.toml").write_text(text)
 
 
 class Stream:
@@ -69,41 +63,59 @@ class Stream:
         assert not self._thread.is_alive(), "the stream did not end"
 
 
+def deaths(running: Running) -> int:
+    return len(running.named("died", child="-monitor-"))
+
+
+def readies(running: Running) -> int:
+    return len(running.named("ready", child="-monitor-"))
+
+
 def kill(running: Running) -> None:
-    """The monitor itself, wherever it is in its work."""
-    for name, pid in running.children().items():
-        if "-monitor-" in name:
-            os.kill(pid, signal.SIGKILL)
+    """The monitor itself, wherever it is in its work; while the supervisor waits to start it, it is waited for."""
+
+    def pid() -> int:
+        return next((pid for name, pid in running.children().items() if "-monitor-" in name), 0)
+
+    before = deaths(running)
+    os.kill(until(pid, 30, running.tail), signal.SIGKILL)
+    until(lambda: deaths(running) > before, 10, running.tail)
 
 
-def test_kills_lose_and_double_nothing(make_place: Callable[..., Place], show: Show) -> None:
+def test_kills_under_requests_count_what_the_store_counts(make_place: Callable[..., Place], show: Show) -> None:
     place, rng, back = make_place(), random.Random(1), list[float]()
-    for name in MODELS:
-        watched(place.models, name)
-    Admin(settings := Settings(kafka=place.kafka, prefix=place.prefix)).ensure_topics(all_topics(settings, []))
-    with Stream(place) as tallies:
-        for _ in range(KILLS // TOGETHER):  # a supervisor waits longer after each death
-            with alone(place, "monitor", partitions=2) as running:
-                for number in range(TOGETHER):
-                    back += killed(running.ready(), rng, number)
-                assert running.stop() == 0, running.tail()
-    tallies.transaction(tallies.some(MODELS, 1, time.time_ns() // 1_000_000))
-    with alone(place, "monitor", partitions=2) as running:
-        until(lambda: sums(kept(place.kafka, place.prefix)) == tallies.counted, 60, lambda: differs(place, tallies))
+    scored(place.models, "counted", 'freeze_on = "never"\n')
+    with up(place) as running, Reader(place, ("interactive",)) as reader:
+        with Unequal(place, ("counted",), 300) as load, Stream(place) as tallies:
+            for number in range(KILLS):
+                if number and number % TOGETHER == 0:  # a supervisor waits longer after each death that follows soon
+                    until(over(QUIET_S), 2 * QUIET_S, "the monitor works for a while")
+                back += killed(running, rng, number)
+        assert deaths(running) == KILLS, running.tail()
+        tallies.transaction(tallies.some(MODELS, 1, time.time_ns() // 1_000_000))
+        drained(place, load, reader)
+        until(lambda: recounted(place) == counted(place), 20, lambda: f"{recounted(place)} {counted(place)}")
+        until(lambda: streamed(place) == tallies.counted, 20, lambda: differs(place, tallies))
         assert running.stop() == 0, running.tail()
     behind_the_last(place)
-    show(f"{KILLS} kills: {tallies.committed} tallies counted once, {tallies.aborted} aborted ones not; "
-         f"ready again after {max(back):.1f} s at most")  # fmt: skip
+    tallies.transaction(tallies.some(MODELS, 5, time.time_ns() // 1_000_000))
+    with alone(place, "monitor", partitions=2) as running:
+        until(lambda: streamed(place) == tallies.counted, 60, lambda: differs(place, tallies))
+        assert running.stop() == 0, running.tail()
+    assert recounted(place) == counted(place)
+    decided = sum(n for (_, what), n in recounted(place).items() if what == "decided")
+    show(f"{KILLS} kills: {decided} decisions counted as SQL counts them, {tallies.committed} other tallies once, "
+         f"{tallies.aborted} aborted ones not; ready again after {max(back):.1f} s at most")  # fmt: skip
 
 
 def killed(running: Running, rng: random.Random, number: int) -> list[float]:
-    """Kills it, every third time while it starts; the seconds until it is ready again, where it is waited for."""
+    """Kills it; the seconds until it is ready again, where it is waited for: else the next kill meets it starting."""
     until(over(rng.uniform(0, 1.0)), 5, "a moment")
-    began, count = time.monotonic(), len(running.named("ready"))
+    began, count = time.monotonic(), readies(running)
     kill(running)
-    if not number % 3:
+    if number % TOGETHER in (0, 2):
         return []
-    until(lambda: len(running.named("ready")) > count, 60, running.tail)
+    until(lambda: readies(running) > count, 60, running.tail)
     return [time.monotonic() - began]
 
 
@@ -115,8 +127,14 @@ def behind_the_last(place: Place) -> None:
     assert committed[source.group, source.topic, 0] == ends[source.topic, 0] - 1
 
 
-def differs(place: Place, tallies: Tallies) -> str:
+def streamed(place: Place) -> Counter[tuple[str, str, str | None, str]]:
+    """What the monitor counted of the tallies that no actor sent."""
     found = sums(kept(place.kafka, place.prefix))
+    return Counter({key: n for key, n in found.items() if key[0] in MODELS})
+
+
+def differs(place: Place, tallies: Tallies) -> str:
+    found = streamed(place)
     return f"counted {found - tallies.counted} too much, {tallies.counted - found} too little"
 
 
@@ -203,9 +221,9 @@ def test_freezes_in_time_and_counts_what_the_store_counts(make_place: Callable[.
                     continue
                 ended = Control(UNFREEZE, "freezing", "1", None, "ann", "a test", live_state.now_ms(), control.id)
                 live_state.write(settings, ended)
-            ready = len(running.named("ready"))
+            count = readies(running)
             kill(running)
-            until(lambda: len(running.named("ready")) > ready, 40, running.tail)
+            until(lambda: readies(running) > count, 40, running.tail)
         drained(place, load, reader)
         until(lambda: recounted(place) == counted(place), 20, lambda: f"{recounted(place)} {counted(place)}")
         assert running.stop() == 0, running.tail()
@@ -253,3 +271,32 @@ def counted(place: Place) -> Counter[tuple[str | None, str]]:
     """By the monitor."""
     found = sums({"counted/1": kept(place.kafka, place.prefix)["counted/1"]})
     return Counter({(group, what): n for (_, _, group, what), n in found.items()})
+
+
+def alerts(place: Place) -> dict[str, dict[str, Any]]:
+    """One of each kind."""
+    found = read(place.kafka, topics.watched(place.prefix, topics.ALERTS)).values()
+    return {each["kind"]: each for each in (framing.decode(value)[1] for value in found)}
+
+
+def test_a_risen_latency_forces_a_cheaper_variant_where_that_is_allowed(make_place: Callable[..., Place]) -> None:
+    place = make_place("slow")
+    folder = place.models / "slow" / "1"
+    quantize(folder / "model.onnx", folder / "variants" / "int8" / "model.onnx")
+    (folder / "model.toml").write_text('[variants]\nunder_load = ["int8"]\n')
+    settings = Settings(kafka=place.kafka, prefix=place.prefix, partitions=2)
+    Admin(settings).ensure_topics(all_topics(settings, [("slow", "1")]))
+    usual, slow = ([100 * (number == peak) for number in range(len(SECONDS) + 1)] for peak in (3, 8))
+    days = [tally({}, model="slow", at=AT_MS + day * DAY_MS, requests=100, latency=np.array(each, "<i4").tobytes())
+            for day, each in enumerate([usual] * 8 + [slow] * 4)]  # fmt: skip
+    Tallies(place.kafka, place.prefix).transaction(days)
+    with alone(place, "monitor", partitions=2, actions_allowed='["latency"]') as running:
+        alert = until(lambda: alerts(place).get("latency"), 60, running.tail)
+        control = Control.decode(read(place.kafka, topics.control(place.prefix))["variant/slow/1"])
+        assert (control.variant, control.by, control.id) == ("int8", "monitor", alert["id"])
+        assert alert["taken"] and alert["action"].startswith("taken: int8 answers")
+        kill(running)
+        until(lambda: readies(running) == 2, 60, running.tail)
+        assert running.stop() == 0, running.tail()
+    again = Control.decode(read(place.kafka, topics.control(place.prefix))["variant/slow/1"])
+    assert (again.variant, again.id) == ("int8", control.id)  # no further down the ladder after a restart

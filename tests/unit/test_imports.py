@@ -36,7 +36,7 @@ PURE = (
     *("workers.tallies", "workers.deferral", "streams.scheduler", "streams.limits", "streams.trace"),
     *("kernels.spec", "kernels.outcome", "audit.rows"),
     *(f"audit.{name}" for name in ("fairness", "sequential", "drift", "warnings", "labels")),
-    *(f"audit.{name}" for name in ("counts", "complaint_counts", "daily", "watching")),
+    *(f"audit.{name}" for name in ("counts", "complaint_counts", "daily", "actions", "watching")),
 )
 OUTSIDE = """confluent_kafka kafka psycopg sqlalchemy alembic onnxruntime onnx faust pydantic_settings
 prometheus_client time datetime random secrets os socket subprocess multiprocessing logging urllib http requests"""
