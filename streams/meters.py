@@ -35,8 +35,6 @@ REST_S = Gauge("lrai_scheduler_rest_seconds", "rest between windows, for the sak
 EPOCHS = Counter("lrai_scheduler_epochs_total", "epochs by kind: learned, tried, static", ["lane", "kind"])
 GUARDED = Counter("lrai_scheduler_guarded_total", "static settings took over: worse, stale, nonsense, crashed",
                   ["lane", "why"])  # fmt: skip
-DEFERRED = Counter("lrai_deferred_requests_total", "late requests that gave way to ones that can be in time",
-                   ["model", "version"])  # fmt: skip
 GPU_BUSY = Gauge("lrai_gpu_utilisation_ratio", "share of the last sample in which a kernel ran", ["gpu"])
 GPU_BYTES = Gauge("lrai_gpu_memory_bytes", "memory of the GPU that is taken", ["gpu"])
 AUDIT_DELAY = Gauge("lrai_audit_delay_seconds", "age of the newest decision when its row was committed")

@@ -7,15 +7,15 @@ longer the work takes on a broker and cores that it shares:
     p95(w) = w + 3 c / (1 - u) = w + 3 c + 3 c^2 / w,      least at w = sqrt(3) c
 
 Transactions are what all lanes share, so a lane begins with the longest window whose p95 stays within `TARGET` of the
-objective. From there a contextual bandit learns: its contexts are the octaves of the arrival rate, its arms windows from
-1/50 to half of the objective, and the static setting. A lane that is behind takes the longest window: it is late
+objective. From there a contextual bandit learns: its contexts are the octaves of the arrival rate, its arms windows
+from 1/50 to half of the objective, and the static setting. A lane that is behind takes the longest window: it is late
 already, and long windows are answered at the highest rate.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean, variance
@@ -29,10 +29,10 @@ SHARES = (0.02, 0.035, 0.06, 0.1, 0.15, 0.22, 0.33, 0.5)  # of the objective
 LONGEST = len(SHARES) - 1
 STATIC = len(SHARES)  # the arm that is the static setting
 ARMS = STATIC + 1
-TARGET = 0.7
+TARGET = 0.9
 WINDOW_S_MIN = 0.0005
 MEMORY = 30  # epochs that an estimate remembers
-EXPLORE = 1 / 16  # of the epochs, once a load is known
+EXPLORE = 1 / 32  # of the epochs, once a load is known
 EAGER = 8  # epochs after which it tries half as often as at first
 SPEED_WEIGHT, CORES_WEIGHT = 0.1, 0.05
 CONTEXTS_MAX = 128
@@ -41,7 +41,7 @@ CONTEXTS_MAX = 128
 @dataclass(frozen=True, slots=True)
 class Features:
     """What a lane sees: records a second; seconds of work a window; the objective; whether more waits than a window
-    takes, or for longer than the objective; `pressed`: it is the highest lane, and its objective was missed."""
+    takes, or for longer than the objective; `pressed`: the objective was missed by the epoch before."""
 
     rate: float
     busy_s: float
@@ -113,16 +113,19 @@ class Scheduler:
         """The best arm that is known for this load; now and then, where it is safe, a neighbour of it."""
         if features.behind:
             return self._plan(LONGEST, features)
-        best = self._best(features)
-        arms = self.estimates.get(features.context)
-        if arms is None or features.pressed:
-            return self._plan(best, features)
-        known = sum(each.epochs for each in arms)
-        if rng.random() >= max(EXPLORE, 1 / (1 + known / EAGER)):
+        best, arms = self._best(features), self.estimates.get(features.context)
+        if arms and features.pressed and not arms[LONGEST].epochs:
+            return self._plan(LONGEST, features)
+        known = sum(each.epochs for each in arms or ())
+        if arms is None or features.pressed or rng.random() >= max(EXPLORE, 1 / (1 + known / EAGER)):
             return self._plan(best, features)
         arm = self._first(features) if best == STATIC else min(max(best + rng.choice((-1, 1)), 0), LONGEST)
-        safe = self._expected(arm, features) <= max(features.objective_s, self._expected(best, features))
-        return self._plan(arm, features, tried=True) if safe else self._plan(best, features)
+        tried = self._plan(arm, features, tried=True)
+        return tried if self.safe(tried, features) else self._plan(best, features)
+
+    def safe(self, plan: Plan, features: Features) -> bool:
+        """Whether it may be tried: its p95 is expected to stay within the objective."""
+        return plan.expected_s <= TARGET * features.objective_s
 
     def learn(self, features: Features, plan: Plan, outcome: Outcome) -> None:
         """What came of a plan under these features. A lane that was behind says nothing of windows."""
@@ -158,10 +161,10 @@ class Scheduler:
         self.estimates = dict(list(found.items())[:CONTEXTS_MAX])
 
     def _first(self, features: Features) -> int:
-        """The longest window that the formula allows, else the one of the least p95."""
+        """The longest window that the formula allows; where it allows none, the longest, as nothing costs less."""
         expected = [p95_s(self.window_s(arm, features), features.busy_s) for arm in range(STATIC)]
         allowed = [arm for arm in range(STATIC) if expected[arm] <= TARGET * features.objective_s]
-        return max(allowed, default=expected.index(min(expected)))
+        return max(allowed, default=LONGEST)
 
     def _best(self, features: Features) -> int:
         """The arm of the best mean reward; of a load never seen, that of the nearest one that was."""
@@ -204,13 +207,16 @@ def p95_s(window_s: float, busy_s: float) -> float:
 class Guard:
     """Whether the learned plans may be used: not while they do worse than the static setting under the same load.
 
-    It asks for the static setting's own share of answers within their objective: for `BASELINE` of the first epochs of
-    a load, later in one of `AGAIN`. Where learned epochs fall short of it by over `MARGIN` and `ERRORS` standard errors
-    of both means, the static setting holds for `HOLD_S`, and twice as long each time again.
+    Where learned epochs keep less than `ENOUGH` of the answers within their objective, it asks for static ones: one in
+    `ASKS` until it has seen `BASELINE`, then one in `AGAIN`; as seldom from the first while the static setting is not
+    expected to keep the objective, as near the capacity each such epoch leaves a backlog. Where learned epochs fall
+    short of the static ones by over `MARGIN` and `ERRORS` standard errors of both means, the static setting holds for
+    `HOLD_S`, and twice as long each time again.
     """
 
     MARGIN, ERRORS = 0.02, 3.0
-    BASELINE, AGAIN = 3, 32
+    ENOUGH = 0.98
+    BASELINE, ASKS, AGAIN = 3, 4, 64
     EPOCHS, EPOCHS_MAX = 5, 20  # learned ones, in a row
     HOLD_S = 30.0
     HOLD_S_MAX = 3600.0
@@ -220,19 +226,21 @@ class Guard:
         self.trips = 0
         self._hold_s = self.HOLD_S
         self._static: dict[str, deque[float]] = {}
-        self._asked: dict[str, int] = {}
+        self._learned: dict[str, float] = {}  # the share of about the last ten epochs
+        self._epochs: Counter[str] = Counter()
         self._differences: deque[tuple[float, float]] = deque(maxlen=self.EPOCHS_MAX)
 
     def holds(self, at_s: float) -> bool:
         """Whether the static setting must be used at that time."""
         return at_s < self.until_s
 
-    def asks(self, context: str) -> bool:
-        """Whether the next epoch of this load is to be a static one."""
-        if context not in self._asked and len(self._asked) >= CONTEXTS_MAX:
-            self._asked.clear()
-        number = self._asked[context] = self._asked.get(context, -1) + 1
-        return number % 2 == 0 if number < 2 * self.BASELINE else number % self.AGAIN == 0
+    def asks(self, context: str, safe: bool) -> bool:
+        """Whether the next epoch of this load is to be a static one. `safe`: it is expected to keep the objective."""
+        if self._learned.get(context, 1.0) >= self.ENOUGH:
+            return False
+        self._epochs[context] += 1
+        known = len(self._static.get(context, ())) >= self.BASELINE
+        return self._epochs[context] % (self.AGAIN if known or not safe else self.ASKS) == 0
 
     def static_share(self, context: str) -> float | None:
         """The share of answers within their objective that the static setting kept under this load."""
@@ -246,6 +254,11 @@ class Guard:
                 self._static.clear()
             self._static.setdefault(context, deque(maxlen=MEMORY)).append(outcome.share)
             return False
+        if context not in self._learned and len(self._learned) >= CONTEXTS_MAX:
+            self._learned.clear()
+            self._epochs.clear()
+        share = self._learned.get(context, outcome.share)
+        self._learned[context] = share + (outcome.share - share) / 10
         static = self._static.get(context, ())
         if len(static) < self.BASELINE:
             return False

@@ -182,6 +182,7 @@ class Adaptive:
         self.static, self.objectives, self.reports = static, objectives, reports
         self.clocks = clocks or Clocks()
         self.learner: Learner = learner or Scheduler(static.window_s)
+        self.formula = Scheduler(static.window_s)  # that has learned nothing
         self.guard, self.arrivals, self.rng = Guard(), Arrivals(), Random(seed)
         self.rest = Rest(min([Rest.MOST_S, *(REST_SHARE * each for each in objectives.values())]))
         self.higher = PRIORITIES[: PRIORITIES.index(priority)]
@@ -256,8 +257,7 @@ class Adaptive:
     def _features(self, now_s: float) -> Features:
         last, objective_s = self.arrivals.windows[-1], min(self.objectives.values())
         behind = last.lag > self.static.records_max or last.age_s > objective_s
-        pressed = self._pressed and not self.higher
-        return Features(self.arrivals.rate(now_s), self.arrivals.busy_s, objective_s, behind, pressed)
+        return Features(self.arrivals.rate(now_s), self.arrivals.busy_s, objective_s, behind, self._pressed)
 
     def _begins(self, features: Features, now_s: float) -> Epoch:
         plan = self.learner.decide(features, self.rng)
@@ -268,7 +268,7 @@ class Adaptive:
         elif self.guard.holds(now_s) or self._stale(now_s) or self._asked(features):
             kind = "static"
         if kind == "static":
-            plan = Scheduler(self.static.window_s).static(features)
+            plan = self.formula.static(features)
         self.counts[kind] += 1
         meters.EPOCHS.labels(self.lane, kind).inc()
         meters.PLANNED_S.labels(self.lane).set(plan.window_s)
@@ -276,7 +276,10 @@ class Adaptive:
 
     def _asked(self, features: Features) -> bool:
         """Whether the guard wants to see the static setting; not while the lane is behind, which tells nothing."""
-        return not features.behind and self.guard.asks(features.context)
+        if features.behind:
+            return False
+        safe = self.formula.safe(self.formula.static(features), features)
+        return self.guard.asks(features.context, safe)
 
     def _ends(self, now_s: float) -> None:
         if epoch := self.epoch:

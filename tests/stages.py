@@ -96,13 +96,12 @@ def coalesce(
 def actor(
     spec: ModelSpec, kernel: Kernel, rows_max: int = 64, result_bytes_max: int = 100_000,
     pool: ThreadPoolExecutor | None = None, frozen: Callable[[str], Control | None] = lambda version: None,
-    fallback: Kernel | None = None, reference: Reference | None = None, meter: Meter | None = None, row_s: float = 0.0,
+    fallback: Kernel | None = None, reference: Reference | None = None, meter: Meter | None = None,
 ) -> Actor:  # fmt: skip
     """A lane of the model's actor; with a `pool` its runs take long enough to go two at once."""
-    homes = {topic: (RESULTS, framing.header("inference_result")) for topic in ("t", "t.requests.standard")}
-    home = Home(homes, DECISIONS, f"work-{spec.model}-0", result_bytes_max)
+    home = Home(RESULTS, framing.header("inference_result"), DECISIONS, f"work-{spec.model}-0", result_bytes_max)
     apart = Identity() if pool else kernel
-    loaded = Loaded(Release(spec.model, spec.version, "original"), kernel, apart, rows_max, row_s=1.0 if pool else row_s)
+    loaded = Loaded(Release(spec.model, spec.version, "original"), kernel, apart, rows_max, row_s=1.0 if pool else 0.0)
     choice = Choice({"original": loaded})
     limits = LaneLimits(0.0, 16, 1 << 24)
     watches = {each.version: Watch.of(each, reference, SECONDS) for each in (spec, spec.fallback) if each}

@@ -27,9 +27,8 @@ from streams.log import log
 from streams.topics import PRIORITIES
 from streams.window import Block, Outcome, Window
 from workers.answers import Answered, Home, Outputs, Release, blocks
-from workers.deferral import kept
 from workers.merge import Merged, merge
-from workers.reporting import Reporting, received_at
+from workers.reporting import Reporting
 from workers.tallies import ATTRIBUTES, CONSENT, About, Groups, Ran, lacks
 from workers.tallying import Tallying
 from workers.turns import Turns
@@ -55,8 +54,8 @@ class Journal(Protocol):
 class Actor:
     """One lane of an actor. `lane` orders the lanes by priority, 0 is the highest; `forced`: the variant that an
     operator asks for; `runs`: how many at once, on the threads of `pool`; `frozen`: the freeze of a version that holds;
-    `fallback`: the original of the version that answers then; `reporting`: for the coalescers' scheduler; `gives_way`:
-    the topic of the lowest lane, for batches that cannot be in time; `ran`: what ran for the window at hand."""
+    `fallback`: the original of the version that answers then; `reporting`: for the coalescers' scheduler; `ran`: what
+    ran for the window at hand."""
 
     spec: ModelSpec
     choice: Choice
@@ -74,7 +73,6 @@ class Actor:
     fallback: Loaded | None = None
     tallying: Tallying | None = None
     reporting: Reporting | None = None
-    gives_way: str = ""
     ran: dict[Release, Ran] = field(default_factory=dict)
     gpu_s: float = 0.0
     groups: Groups = field(init=False)
@@ -85,28 +83,22 @@ class Actor:
     def __call__(self, window: Window, now_ms: int) -> Outcome:
         """Answers for every request of the window, with one variant, and the original outside of what it is certified
         for. Raises IntegrityError."""
-        values, records = window.values, [_record(value) for value in window.values]
-        load = self._load(window, now_ms, records)
-        served = self._served(self.choice.choose(load, self.forced()))
+        records = [_record(value) for value in window.values]
+        count = sum(record["count"] for record in records)
+        served = self._served(self.choice.choose(self._load(window, now_ms, records), self.forced()))
         if served.loaded.release != self.serving:
             self._switched(served.loaded.release)
         self.ran, self.gpu_s = {}, 0.0
         apart = self.journal.begins(window)
-        if self.gives_way and not apart:
-            values, records, blocks = self._deferred(values, records, served, load.full, now_ms)
-        else:
-            blocks = []
-        count = sum(record["count"] for record in records)
         parts: list[tuple[Release, list[Answered]]] = []
-        for part in cuts(_beside_tensors(values, records), DECISIONS_BYTES_MAX):
-            ends: dict[tuple[Release, str], list[Answered]] = {}
+        for part in cuts(_beside_tensors(window.values, records), DECISIONS_BYTES_MAX):
+            ends: dict[Release, list[Answered]] = {}
             together = merge(records[part])
             for by, requests in (pair for merged in together for pair in self._split(merged, served.loaded)):
                 runs = replace(by, kernel=by.apart) if apart else by
                 release = replace(by.release, frozen=served.id) if served.id else by.release
-                found = ends.setdefault((release, requests.topic), [])
-                found += self._admitted(requests, runs, served, now_ms)
-            parts += [(release, answers) for (release, _), answers in ends.items()]
+                ends.setdefault(release, []).extend(self._admitted(requests, runs, served, now_ms))
+            parts += ends.items()
         self.journal.ended()
         answered = [each for _, part in parts for each in part]
         if sum(len(each.requests) for each in answered) != count:
@@ -116,29 +108,10 @@ class Actor:
         counts: Counter[str] = Counter()
         for each in answered:
             counts["ok" if each.error is None else each.error[0]] += len(each.requests)
+        found = self._blocks(window, served, parts, now_us)
         if self.reporting:
-            self.reporting.answered(records, now_us // 1000)
-            blocks += self.reporting.blocks(now_us // 1000)
-        return Outcome(self._blocks(window, served, parts, now_us) + blocks, dict(counts))
-
-    def _deferred(
-        self, values: Sequence[bytes | None], records: list[dict[str, Any]], served: Served, more: bool, now_ms: int
-    ) -> tuple[Sequence[bytes | None], list[dict[str, Any]], list[Block]]:
-        """What runs now, and the block that sends the other batches, as they are, to the lowest lane."""
-        if not self.reporting or not records:
-            return values, records, []
-        age_s = np.array([(now_ms - int(received_at(each).min())) / 1000 for each in records])
-        rows = np.array([np.frombuffer(each["rows"], "<i4").sum() for each in records])
-        reporting = self.reporting
-        now = kept(age_s, rows * served.loaded.row_s, reporting.write_s, reporting.objective_s, more)
-        if now.all():
-            return values, records, []
-        away = [record for record, stays in zip(records, now, strict=True) if not stays]
-        reporting.answered(away, now_ms, deferred=True)
-        meters.DEFERRED.labels(self.spec.model, self.spec.version).inc(sum(each["count"] for each in away))
-        sent = [value or b"" for value, stays in zip(values, now, strict=True) if not stays]
-        chosen = np.flatnonzero(now).tolist()
-        return [values[i] for i in chosen], [records[i] for i in chosen], [Block(self.gives_way, sent)]
+            found += self.reporting.blocks(records, now_us // 1000)
+        return Outcome(found, dict(counts))
 
     def _blocks(
         self, window: Window, served: Served, parts: Sequence[tuple[Release, list[Answered]]], now_us: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,9 +63,10 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """Where answers go that name no reply topic, and what begins them, by request topic; where decisions go."""
+    """Where answers go that name no reply topic, and what begins them; where decisions go."""
 
-    results: Mapping[str, tuple[str, bytes]]
+    results: str
+    header: bytes
     decisions: str
     worker: str
     result_bytes_max: int
@@ -74,7 +75,7 @@ class Home:
 def blocks(
     spec: ModelSpec, release: Release, answered: Sequence[Answered], home: Home, now_us: int
 ) -> tuple[list[Block], dict[str, Any] | None]:
-    """The results, by target, and one decision record of requests of one topic; and that record, if there is any.
+    """The results, by target, and one decision record of a window; and that record, if there is any.
 
     `now_us`: microseconds since the epoch.
     """
@@ -107,8 +108,7 @@ def _values(
     columns = [_column(spec, name, values, requests) for name, values in group.outputs.items()]
     waited = queue_s(requests, group.execution_s, now_us)
     ids, rows = requests.request_id, requests.rows
-    header = home.results[requests.topic][1]
-    encoded = encode_ok(header, ids, release.key, columns, rows, waited, group.execution_s)
+    encoded = encode_ok(home.header, ids, release.key, columns, rows, waited, group.execution_s)
     large = encoded.lengths > home.result_bytes_max
     if not large.any():
         return [_bytes(encoded)], [group]
@@ -133,11 +133,10 @@ def _bytes(column: Texts) -> list[bytes]:
 
 def _errors(release: Release, group: Answered, home: Home, now_us: int) -> list[bytes]:
     code, message = group.error or ("", "")
-    header = home.results[group.requests.topic][1]
     waited = queue_s(group.requests, group.execution_s, now_us).tolist()
     what = (release.model, release.version, group.status, code, message)
     return [
-        encode_error(header, request_id or "", *what, seconds)
+        encode_error(home.header, request_id or "", *what, seconds)
         for request_id, seconds in zip(group.requests.request_id.to_strings(), waited, strict=True)
     ]
 
@@ -174,13 +173,13 @@ def _cut(name: str, values: npt.NDArray[Any], requests: Merged) -> OutputColumn:
 
 
 def _targets(group: Answered, values: list[bytes], home: Home, frozen: str | None) -> list[Block]:
-    requests, results = group.requests, home.results[group.requests.topic][0]
+    requests = group.requests
     keys = requests.request_id.to_list()
     headers = _headers(requests, frozen)
     if not requests.replies:
-        return [Block(results, values, keys, headers)]
+        return [Block(home.results, values, keys, headers)]
     targets: dict[Reply, list[int]] = {}
-    default = Reply(results, -1)
+    default = Reply(home.results, -1)
     for i, code in enumerate(requests.reply.tolist()):
         targets.setdefault(default if code < 0 else requests.replies[code], []).append(i)
     return [

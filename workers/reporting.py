@@ -15,7 +15,6 @@ from streams.window import Block
 
 EVERY_MS = 500
 PLANS_MAX = 1000  # of one report: as many as a thousand coalescers name
-LATE = 2.0  # times the objective, what gives way counts as at least
 
 
 class Reporting:
@@ -36,16 +35,12 @@ class Reporting:
     def ended(self, seen: Seen) -> None:
         self.write_s = seen.write_s
 
-    def answered(self, records: Sequence[Mapping[str, Any]], now_ms: int, deferred: bool = False) -> None:
-        """Batch records whose answers are about to be written, or that give way."""
-        least_ms = LATE * 1000 * self.objective_s if deferred else 0.0
+    def blocks(self, records: Sequence[Mapping[str, Any]], now_ms: int) -> list[Block]:
+        """Takes batch records whose answers are about to be written; the report, when one is due."""
         for record in records:
-            taken = now_ms + 1000 * self.write_s - received_at(record)
             if record["plan"] in self._taken or len(self._taken) < PLANS_MAX:
-                self._taken.setdefault(record["plan"], []).append(np.maximum(taken, least_ms))
-
-    def blocks(self, now_ms: int) -> list[Block]:
-        """The report, when one is due."""
+                received_at = np.frombuffer(record["received_at"], "<i8")
+                self._taken.setdefault(record["plan"], []).append(now_ms + 1000 * self.write_s - received_at)
         if now_ms - self._told_ms < EVERY_MS or not self._taken:
             return []
         self._told_ms = now_ms
@@ -56,8 +51,3 @@ class Reporting:
             plans[plan] = len(taken), int((taken <= objective_ms).sum()), round(float(np.percentile(taken, 95)), 3)
         self._taken = {}
         return [Report(*self.names, now_ms, objective_ms, plans).block(self.topic)]
-
-
-def received_at(record: Mapping[str, Any]) -> npt.NDArray[np.int64]:
-    """int64[n]: when the requests of a batch record were appended, ms since the epoch."""
-    return np.frombuffer(record["received_at"], "<i8")

@@ -195,9 +195,6 @@ def _actor(
     registry = Registry(settings.registry, beats[0])
     everyone = Assigned(len(PRIORITIES), slot)
     limits = LaneLimits(0.0, settings.actor_records_max, settings.window_bytes_max)
-    results = {topics.requests(settings.prefix, each): topics.results(settings.prefix, each) for each in PRIORITIES}
-    homes = {source: (topic, registry.result_header(topic)) for source, topic in results.items()}
-    lowest = topics.batches(settings.prefix, spec.model, spec.version, PRIORITIES[-1])
     lanes = []
     kernels = ThreadPoolExecutor(runs, "kernel") if runs > 1 else None
 
@@ -208,6 +205,8 @@ def _actor(
         return control.frozen(spec.model, version, time.monotonic())
 
     for number, priority in enumerate(PRIORITIES):
+        results = topics.results(settings.prefix, priority)
+        header, decisions = registry.result_header(results), topics.decisions(settings.prefix)
         slo_s, worker = objective_s(spec, priority, loaded), ids[number].member
         reporting = None
         if slo_s:
@@ -217,10 +216,9 @@ def _actor(
                 reporting = Reporting(spec, priority, worker, told, limits, slo_s)
         actor = Actor(
             spec=spec, choice=Choice(loaded, spec.prefer, spec.under_load, slo_s), forced=forced,
-            home=Home(homes, topics.decisions(settings.prefix), worker, settings.result_bytes_max),
+            home=Home(results, header, decisions, worker, settings.result_bytes_max),
             journal=LaneJournal(slot, number), turns=turns, lane=number, limits=limits, beat=beats[number],
             runs=runs, pool=kernels, frozen=frozen, fallback=fallback, tallying=tallying, reporting=reporting,
-            gives_way=lowest if priority != PRIORITIES[-1] else "",
         )  # fmt: skip
         source = topics.batches(settings.prefix, spec.model, spec.version, priority)
         lane = _lane(

@@ -14,7 +14,7 @@ from infra.commands.reading import missing_topic
 from streams import topics
 from streams.admin import Admin, KafkaUnavailable
 from streams.log import set_level
-from streams.scheduler import SCALES, STATIC
+from streams.scheduler import SHARES, STATIC
 from streams.settings import Settings, load
 from streams.steering import Report, Reports
 
@@ -73,7 +73,7 @@ def _lane(record: dict[str, Any], now_ms: int) -> dict[str, Any]:
     share = detail["static_share"]
     saw, chose, age_s = detail["saw"], detail["chose"], (now_ms - record["at"]) / 1000
     static = chose["arm"] == STATIC
-    why = "static" if static else f"{SCALES[chose['arm']]:g} x optimum" + (", tried" if chose["tried"] else "")
+    why = "static" if static else f"{SHARES[chose['arm']]:.0%} of the objective" + (", tried" if chose["tried"] else "")
     return {
         "lane": record["worker"], "seconds_ago": round(age_s, 1), "requests_per_s": round(saw["rate"]),
         "busy_ms": _ms(saw["busy_s"]), "behind": saw["behind"], "objective_ms": _ms(saw["objective_s"]),

@@ -71,8 +71,7 @@ def merged(n: int = 3) -> Merged:
     return found
 
 
-HOMES = {"t.requests.standard": ("t.results.standard", framing.header("inference_result"))}
-HOME = Home(HOMES, "t.decisions", "w", 100_000)
+HOME = Home("t.results.standard", framing.header("inference_result"), "t.decisions", "w", 100_000)
 RELEASE = Release("labelled", "1", "original")
 
 

@@ -22,7 +22,7 @@ TRACE_LINES_MAX = 140
 WATCH_LINES_MAX = 520  # what an actor counts beside answering, and counted apart from the engine
 SCHEDULING = (
     *("streams/scheduler.py", "streams/steering.py"),
-    *("workers/reporting.py", "workers/deferral.py", "workers/steered.py"),
+    *("workers/reporting.py", "workers/steered.py"),
 )
 SCHEDULING_LINES_MAX = 550  # without which the engine works, and counted apart from it
 APART_LINES_MAX = {"kernels/proof": 2_900, "kernels/compile": 2_850}  # counted apart from the engine
@@ -33,7 +33,7 @@ PURE = (
     *(f"schemas.{name}" for name in ("columns", "cursor", "requests", "results", "framing", "tensors", "errors")),
     *(f"streams.{name}" for name in ("window", "headers", "decisions", "ended", "batching", "admission", "coalesce")),
     *("streams.topics", "workers.merge", "workers.answers", "workers.turns", "workers.backoff", "workers.variants"),
-    *("workers.tallies", "workers.deferral", "streams.scheduler", "streams.limits", "streams.trace"),
+    *("workers.tallies", "streams.scheduler", "streams.limits", "streams.trace"),
     *("kernels.spec", "kernels.outcome", "audit.rows"),
     *(f"audit.{name}" for name in ("fairness", "sequential", "drift", "warnings", "labels")),
     *(f"audit.{name}" for name in ("counts", "complaint_counts", "daily", "actions", "watching")),

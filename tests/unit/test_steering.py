@@ -12,13 +12,13 @@ import pytest
 
 from schemas import framing
 from streams.limits import LaneLimits, Seen
-from streams.scheduler import STATIC, Features, Outcome, Plan, Scheduler
+from streams.scheduler import Features, Outcome, Plan, Scheduler
 from streams.steering import LOST_S, NAME, PLAN, STALE_S, Adaptive, Clocks, Report, Reports
 from streams.window import Block
 from tests.unit.test_scheduler import world
 
 STATIC_LIMITS = LaneLimits(0.005, 4000, 1 << 20)
-BUSY_S, RATE, OBJECTIVE_S = 0.01, 8_000, 0.1
+BUSY_S, RATE, OBJECTIVE_S = 0.004, 8_000, 0.1
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Lane:
     steering: Adaptive
     heard: Heard
     clock: list[float]
-    best_s: float = 0.03
+    best_s: float = 0.02
     objective_s: float = OBJECTIVE_S
     rate: float = RATE
     reports: bool = True
@@ -96,22 +96,24 @@ def test_before_anything_was_seen_the_static_limits_hold() -> None:
     assert lane().steering.limits() == STATIC_LIMITS
 
 
-def test_within_a_minute_the_windows_are_near_the_best() -> None:
-    steered = lane()
+TIGHT_S = 0.065  # which only windows near the best keep
+
+
+def test_within_a_minute_the_windows_keep_the_objective() -> None:
+    steered = lane(objective_s=TIGHT_S)
     steered.run(60)
     last = sorted(limits.window_s for limits in steered.run(10))
-    assert world(last[len(last) // 2]) <= 1.1 * world(0.03)
+    assert in_time(world(last[len(last) // 2], 0.02), TIGHT_S) >= 0.95
     assert steered.steering.guard.trips == 0
 
 
 def test_after_a_change_of_load_it_is_back_within_half_a_minute() -> None:
-    steered = lane()
+    steered = lane(objective_s=TIGHT_S)
     steered.run(60)
     steered.rate = 500
     steered.run(30)
     last = sorted(limits.window_s for limits in steered.run(10))
-    best, found = world(0.03), world(last[len(last) // 2])
-    assert found <= 1.05 * best
+    assert in_time(world(last[len(last) // 2], 0.02), TIGHT_S) >= 0.95
 
 
 class Crashing(Scheduler):
@@ -178,9 +180,9 @@ def test_frozen_reports_are_no_ground_to_decide_on() -> None:
 def test_answers_that_never_come_count_as_late() -> None:
     steered = lane(reports=False)
     steered.run(LOST_S + 5)
-    learned = [arms[STATIC] for arms in steered.steering.learner.state().values() if arms[STATIC][0]]
+    learned = [reward for arms in steered.steering.learner.state().values() for epochs, reward, _ in arms if epochs]
     assert learned
-    assert all(reward < 0.1 for _, reward, _ in learned)
+    assert max(learned) < 0.1
 
 
 def test_what_was_learned_is_taken_over() -> None:

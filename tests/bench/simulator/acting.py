@@ -12,7 +12,6 @@ from tests.bench.simulator.machine import Ints, Model, Profile
 from tests.bench.simulator.policy import LaneView, Plan, Stage
 from tests.bench.simulator.turns import SimulatedTurns
 from tests.bench.simulator.world import EXPIRED, LANES, OK, Done, World
-from workers.deferral import kept
 
 
 class ActorLane(Lane):
@@ -72,16 +71,13 @@ class ActorLane(Lane):
     def _decoded(self, requests: Ints, plan: Plan) -> None:
         expired, requests = self.expired(requests)
         deferred = requests[:0]
-        age_s = self.world.calendar.now_s - self.world.trace.at_s[requests]
-        if plan.shed:
+        if plan.shed or (plan.defer and self.lowest):
+            age_s = self.world.calendar.now_s - self.world.trace.at_s[requests]
             late = age_s > (self._model.objective_s[self.priority] if plan.late_s is None else plan.late_s)
-            expired, requests = np.concatenate([expired, requests[late]]), requests[~late]
-        elif plan.defer and self.lowest and len(requests):
-            objective_s = self._model.objective_s[self.priority]
-            run_s = self.world.trace.rows[requests] * self._model.ladder[plan.variant].row_s
-            write_s = self.last.write_s if self.last else 0.0
-            now = kept(age_s, run_s, write_s, objective_s, bool(self._queue))
-            deferred, requests = requests[~now], requests[now]
+            if plan.shed:
+                expired, requests = np.concatenate([expired, requests[late]]), requests[~late]
+            else:
+                deferred, requests = requests[late], requests[~late]
         self._run(requests, plan, lambda: self._ran(requests, expired, deferred))
 
     def _run(self, requests: Ints, plan: Plan, done: Done) -> None:

@@ -63,11 +63,11 @@ class Acting:
 
 
 class Scheduled:
-    """Policy `adaptive`. `learner`: what decides in each lane, for trials with poisoned ones; `defers`: whether late
-    work gives way."""
+    """Policy `adaptive`. `learner`: what decides in each lane, for trials with poisoned ones; `static`: what the guard
+    falls back to."""
 
-    def __init__(self, learner: type[Learner] | None = None, defers: bool = True, static: Static | None = None) -> None:
-        self.learner, self.defers, self.static = learner, defers, static or Static()
+    def __init__(self, learner: type[Learner] | None = None, static: Static | None = None) -> None:
+        self.learner, self.static = learner, static or Static()
         self.coalescing: dict[str, Coalescing] = {}
         self.acting: dict[str, Acting] = {}
         self.now_s = 0.0
@@ -80,7 +80,7 @@ class Scheduled:
                 view.lane, Acting(LoadPolicy([each.row_s for each in view.ladder], view.objective_s))
             )
             load = Load(now_s, view.oldest_s, view.rows, view.batches >= 16)
-            return Plan(variant=lane.variants.choose(load), defer=self.defers)
+            return Plan(variant=lane.variants.choose(load))
         if view.lane not in self.coalescing:
             self.coalescing[view.lane] = self._coalescing(view)
         own = self.coalescing[view.lane]

@@ -17,7 +17,7 @@ class Plan:
 
     `window_s`: how long it stays open after its first record; `records_max`: requests of a coalescer's window, batch
     records of an actor's; `rows_max` of a kernel run; `variant`: a place in the model's ladder; `defer`: requests that
-    cannot be in time go to the actor's lowest lane, as workers.deferral decides; `shed`: they are answered EXPIRED without a run (what BentoML does;
+    are late already go to the actor's lowest lane; `shed`: they are answered EXPIRED without a run (what BentoML does;
     LRAI itself never); `late_s`: from which age on they are, None is the objective; `pause_s`: after the transaction.
     """
 
