@@ -56,7 +56,6 @@ def simulated(run: Run, machine: Machine, seconds: float = SECONDS, seed: int = 
     """The run in the simulator."""
     model = Model(run.model, (measured.profile(run.model),))
     windows_s = (run.windows_ms[0] / 1e3, run.windows_ms[1] / 1e3, run.windows_ms[2] / 1e3)
-    machine = machine if run.rate else replace(machine, load_record_s=0.0)
     result = simulate(trace_of(run, seconds), [model], machine, Static(windows_s), seed)
     p50_s, p95_s, _ = result.quantiles_s(run.priority, skip_s=WARM_S if run.rate else 0.0)
     broker = result.broker_s / max(result.ended_s, seconds if run.rate else 0.0)

@@ -142,12 +142,12 @@ def plot_parts(points: Points, path: Path) -> None:
 
 def table(points: Points, kind: str) -> list[str]:
     """Answers a second and what limits them."""
-    actors, partitions = (sorted({key[place] for key in points}) for place in (1, 2))
+    actors, partitions = sorted({key[1] for key in points}), sorted({key[2] for key in points})
     lines = ["| actors | " + " | ".join(f"{each} partitions" for each in partitions) + " |"]
     lines.append("|--:|" + "---|" * len(partitions))
     for n in actors:
-        cells = [f"{points[kind, n, each].rate:,.0f} {points[kind, n, each].limit}" for each in partitions]
-        lines.append(f"| {n} | " + " | ".join(cells) + " |")
+        cells = [points[kind, n, each] for each in partitions]
+        lines.append(f"| {n} | " + " | ".join(f"{each.rate:,.0f} {each.limit}" for each in cells) + " |")
     return lines
 
 
