@@ -47,6 +47,8 @@ class Run:
     events_s: float = float("nan")
     backlog: int = 0
     backlog_priority: str = "bulk"
+    rounds: int = 1
+    """the figures are medians of so many"""
     source: str = ""
     fit: bool = True
 
