@@ -50,9 +50,15 @@ def test_bentoml_fits_a_line_and_waits_by_its_rule() -> None:
     assert policy.plan(replace(VIEW, lag=100), 0.0).window_s == 0.0
 
 
-def test_bentoml_does_not_run_what_would_be_late() -> None:
-    plan = BentoML().plan(replace(VIEW, stage="work", lag=1), 0.0)
-    assert plan.shed and plan.late_s == pytest.approx(0.1 - 0.2 / 30 - 0.1 / 30)
+@pytest.mark.parametrize(("oldest_s", "late_s"), [(0.01, np.inf), (0.09, 0.09 - 5 / 65 * 0.05), (9.0, 8.95)])
+def test_bentoml_drops_the_oldest_until_the_next_would_end_in_time(oldest_s: float, late_s: float) -> None:
+    """50 wait since 50 ms, a = 0.3 ms and b = 0 after the fit: 15 ms to run them, of 100 ms."""
+    policy = BentoML()
+    policy.plan(VIEW, 0.0)
+    for number, n in enumerate((1, 1, 10, 20, 30, 40)):
+        policy.observe(VIEW, observed(n, 3e-4 * n, at_s=float(6 * number)))
+    plan = policy.plan(replace(VIEW, stage="work", lag=50, oldest_s=oldest_s), 0.0)
+    assert plan.shed and plan.late_s == pytest.approx(late_s, rel=1e-6)
 
 
 def test_clipper_grows_by_steps_and_shrinks_by_a_tenth() -> None:

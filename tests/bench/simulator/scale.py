@@ -20,8 +20,8 @@ from tests.bench.simulator.policy import Static
 from tests.bench.simulator.run import Result, simulate
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
-ACTORS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-PARTITIONS = (1, 4, 16, 64, 128)
+ACTORS = (1, 4, 16, 64, 256)
+PARTITIONS = (1, 8, 32, 128)
 COALESCERS_MAX = 64  # as streams/settings.py allows
 BROKER_CORES = 48.0  # three machines of 16
 BUSY = 0.8  # from there on a part is what holds the others up
@@ -71,7 +71,7 @@ def cluster(actors: int, partitions: int) -> Machine:
 
 def requests(machine: Machine, owners: int) -> int:
     """Enough for some windows of every lane."""
-    return int(min(4_000_000, max(200_000, 60_000 * machine.coalescers, 40_000 * owners)))
+    return int(min(1_500_000, max(150_000, 24_000 * machine.coalescers, 12_000 * owners)))
 
 
 def point(kind: str, actors: int, partitions: int) -> Point:
