@@ -168,8 +168,8 @@ class Spent:
     """Seconds of a core by role, and counts, of one run."""
 
     cpu_s: dict[str, float] = field(default_factory=dict)
-    busy_s: dict[str, float] = field(default_factory=dict)
-    """by stage: of all its lanes, from the end of a window's collection to its commit"""
+    busy: dict[str, list[tuple[float, float, int]]] = field(default_factory=dict)
+    """by stage: when each of its windows was collected, when it was committed, and its requests"""
     transactions: int = 0
     windows: int = 0
     deferred: int = 0
