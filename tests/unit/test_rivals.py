@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -111,6 +112,16 @@ def test_the_fitted_machine_is_near_what_was_measured() -> None:
     calm = [each for each in measured.runs() if each.name.startswith("live") and each.windows_ms[1] >= 20]
     assert len(calm) == 4
     assert np.abs(fit.errors(calm, measured.machine(), 3.0)).max() < 0.5
+
+
+def test_a_run_is_kept_once(tmp_path: Path) -> None:
+    path = tmp_path / "runs.json"
+    path.write_text("[]")
+    run = measured.Run("one", "mlp", "standard", 100.0, (5, 10, 100), p50_ms=9.0)
+    for p50_ms in (8.0, 9.0):
+        measured.keep(replace(run, p50_ms=p50_ms), path)
+    (found,) = measured.runs(path)
+    assert found.p50_ms == 9.0 and np.isnan(found.p95_ms) and found.windows_ms == (5, 10, 100)
 
 
 def test_a_cluster_is_held_up_by_what_is_scarce() -> None:
