@@ -24,6 +24,7 @@ class Coalescer(Lane):
         super().__init__(world, name, priority)
         self._requests, self._at_s, self._deliver = requests, world.trace.at_s[requests], deliver
         self._sent = self._visible = self._taken = 0
+        self._backlog = int(self._at_s.searchsorted(0.0, "right"))  # sent before the trace began, so at no cost
         self._objective_s = min(each.objective_s[priority] for each in world.models)
         self._produce_next()
 
@@ -39,7 +40,8 @@ class Coalescer(Lane):
         machine, due = self.world.machine, int(self._at_s.searchsorted(self.world.calendar.now_s + 1e-9, "right"))
         records = min(due - self._sent, machine.append_records_max)
         self._sent += records
-        self.world.work("load", machine.load_record_s * records, nothing)
+        live = self._sent - max(self._sent - records, self._backlog)
+        self.world.work("load", machine.load_record_s * max(0, live), nothing)
         self.world.serve(machine.append_s + machine.record_s * records, self._appended)
 
     def _appended(self) -> None:

@@ -1,8 +1,8 @@
 """`python -m tests.bench.simulator.fit`: the machine's costs that make simulated runs most like the measured ones.
 
 Least squares on logarithms of p50, p95, events a second and the broker's cores, over the runs in runs.json that are
-marked for it. A weak pull keeps each cost near its first guess, as some of them can hardly be told apart.
-The others are compared afterwards. Writes fitted.json.
+marked for it, weighted by their rounds. A weak pull keeps each cost near its first guess, as some of them can hardly
+be told apart. The other runs are compared afterwards. Writes fitted.json.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FIGURES = ("p50_ms", "p95_ms", "broker_cores", "events_s")
 SECONDS = 6.0
 WARM_S = 1.0
 PULL = 0.15  # of a cost off its first guess by a factor of e, beside a figure off by as much
-ROBUST = 0.3  # from where on a figure that is far off counts less: single measured runs hold outliers
+ROBUST = 0.15  # from where on a figure that is far off counts less: single measured runs hold outliers
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,6 @@ def simulated(run: Run, machine: Machine, seconds: float = SECONDS, seed: int = 
     """The run in the simulator."""
     model = Model(run.model, (measured.profile(run.model),))
     windows_s = (run.windows_ms[0] / 1e3, run.windows_ms[1] / 1e3, run.windows_ms[2] / 1e3)
-    machine = machine if run.rate else replace(machine, load_record_s=0.0)
     result = simulate(trace_of(run, seconds), [model], machine, Static(windows_s), seed)
     p50_s, p95_s, _ = result.quantiles_s(run.priority, skip_s=WARM_S if run.rate else 0.0)
     broker = result.broker_s / max(result.ended_s, seconds if run.rate else 0.0)
@@ -68,13 +67,19 @@ def errors(runs: Sequence[Run], machine: Machine, seconds: float = SECONDS) -> F
     found = []
     for run in runs:
         mine = simulated(run, machine, seconds)
-        stated = [(getattr(mine, name), getattr(run, name)) for name in FIGURES]
-        found += [math.log(own / real) for own, real in stated if not math.isnan(real)]
+        found += [math.log(getattr(mine, name) / getattr(run, name)) for name in _stated(run)]
     return np.array(found)
+
+
+def _stated(run: Run) -> list[str]:
+    """The figures that were measured."""
+    return [name for name in FIGURES if not math.isnan(getattr(run, name))]
 
 
 def fitted(runs: Sequence[Run], guess: Machine, evaluations: int) -> Machine:
     """The machine whose runs are the most like the measured ones."""
+
+    weights = np.concatenate([[math.sqrt(run.rounds)] * len(_stated(run)) for run in runs])
 
     def machine(at: Floats) -> Machine:
         return replace(
@@ -83,7 +88,7 @@ def fitted(runs: Sequence[Run], guess: Machine, evaluations: int) -> Machine:
 
     def cost(at: Floats) -> Floats:
         off = errors(runs, machine(at))
-        off = np.sign(off) * np.sqrt(2 * ROBUST * (np.sqrt(off**2 + ROBUST**2) - ROBUST))
+        off = weights * np.sqrt(2 * ROBUST * (np.sqrt(off**2 + ROBUST**2) - ROBUST))
         return np.concatenate([off, PULL * (at - 1)])
 
     # from 1 on, not from 0: steps are relative, and must be coarse, as a cost changes a run by jumps

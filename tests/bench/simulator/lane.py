@@ -123,8 +123,7 @@ class Lane(ABC):
             batches=self._batches, open_s=self._closed_s - self._opened_s, function_s=self._worked_s - self._closed_s,
             write_s=now_s - self._worked_s, age_s=now_s - self.world.trace.at_s[taken],
         )  # fmt: skip
-        busy_s = self.world.spent.busy_s
-        busy_s[self.stage] = busy_s.get(self.stage, 0.0) + now_s - self._closed_s
+        self.world.spent.busy.setdefault(self.stage, []).append((self._closed_s, now_s, len(taken)))
         self.world.policy.observe(self.view(), self.last)
         if self._plan.pause_s > 0:
             self.world.calendar.after(self._plan.pause_s, self._again)

@@ -118,7 +118,7 @@ class Machine:
     """of machines for the brokers alone; None: they share `cores` with everything else"""
     background_cores: float = 0.24
     """what the audit writer, the store and the monitor take"""
-    crowding: float = 0.6
+    crowding: float = 0.7
     """see Cores"""
     partitions: int = 4
     coalescers: int = 1
@@ -130,27 +130,27 @@ class Machine:
     """clients produce to a lane at most this often"""
     append_records_max: int = 10_000
     """of a produce request"""
-    append_s: float = 0.0002
+    append_s: float = 0.00016
     """a produce request and the fetch that it wakes"""
-    record_s: float = 1.5e-6
+    record_s: float = 6e-7
     """a record written and read once"""
-    transaction_s: float = 0.0007
+    transaction_s: float = 0.0004
     """until a commit is confirmed"""
-    marker_s: float = 0.0008
+    marker_s: float = 0.0005
     """from there until who reads committed records next has been served"""
-    after_s: float = 0.005
+    after_s: float = 0.0042
     """of a transaction, and of those who follow it apart from answers; nobody waits for it"""
-    commit_latency_s: float = 0.0012
+    commit_latency_s: float = 0.0025
     """of a transaction in which nobody works"""
-    jitter: float = 0.5
+    jitter: float = 0.8
     """sigma of the logarithm of what a transaction costs; its mean stays"""
     put_off_s: float = 0.02
     """a producer whose last but one transaction has no markers yet asks again"""
 
-    coalesce_s: float = 0.001
-    coalesce_record_s: float = 3e-6
-    actor_s: float = 0.001
-    actor_record_s: float = 3e-6
+    coalesce_s: float = 0.0008
+    coalesce_record_s: float = 2.5e-6
+    actor_s: float = 0.0011
+    actor_record_s: float = 3.5e-6
     load_record_s: float = 12e-6
     """the clients' processes that send"""
     reader_record_s: float = 5e-6
@@ -168,8 +168,8 @@ class Spent:
     """Seconds of a core by role, and counts, of one run."""
 
     cpu_s: dict[str, float] = field(default_factory=dict)
-    busy_s: dict[str, float] = field(default_factory=dict)
-    """by stage: of all its lanes, from the end of a window's collection to its commit"""
+    busy: dict[str, list[tuple[float, float, int]]] = field(default_factory=dict)
+    """by stage: when each of its windows was collected, when it was committed, and its requests"""
     transactions: int = 0
     windows: int = 0
     deferred: int = 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +47,22 @@ class Run:
     events_s: float = float("nan")
     backlog: int = 0
     backlog_priority: str = "bulk"
+    rounds: int = 1
+    """the figures are medians of so many"""
     source: str = ""
     fit: bool = True
 
 
-def runs() -> list[Run]:
+def runs(path: Path = RUNS) -> list[Run]:
     """Those that were kept."""
-    return [Run(**{**each, "windows_ms": tuple(each["windows_ms"])}) for each in json.loads(RUNS.read_text())]
+    return [Run(**{**each, "windows_ms": tuple(each["windows_ms"])}) for each in json.loads(path.read_text())]
+
+
+def keep(run: Run, path: Path = RUNS) -> None:
+    """Adds a run that was measured, in the place of one of the same name."""
+    known = [each for each in json.loads(path.read_text()) if each["name"] != run.name]
+    stated = {name: each for name, each in asdict(run).items() if each == each}  # without NaN
+    path.write_text("[\n" + ",\n".join(f" {json.dumps(each)}" for each in [*known, stated]) + "\n]\n")
 
 
 def profile(name: str) -> Profile:

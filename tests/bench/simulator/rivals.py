@@ -6,6 +6,7 @@ takes) and the rows of an actor's runs; actors take what waits, as those servers
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 
@@ -86,13 +87,24 @@ class BentoML:
     def plan(self, view: LaneView, now_s: float) -> Plan:
         fit = self._fits.setdefault(view.lane, _Fit(view.objective_s))
         if view.stage == "work":
-            late_s = max(0.0, view.objective_s - fit.a * view.lag - fit.b)
-            return Plan(rows_max=self._max_batch_size, shed=True, late_s=late_s)
+            return Plan(rows_max=self._max_batch_size, shed=True, late_s=self._late_s(view, fit))
         youngest_s = 1 / max(view.rate, 1.0)
         released = fit.wait_s * self.DECAY / (youngest_s + self.TICK_S + fit.a)
         missing = min(released, self._max_batch_size) - view.lag
         window_s = 0.0 if missing <= 0 else self.TICK_S * np.ceil(missing * youngest_s / self.TICK_S)
         return Plan(min(float(window_s), view.objective_s), self._max_batch_size)
+
+    @staticmethod
+    def _late_s(view: LaneView, fit: _Fit) -> float:
+        """The age from which on requests are dropped, oldest first, until the oldest one left would end in time.
+
+        The n that wait came evenly over a span, so without a share f of them that one is oldest - f * span old.
+        """
+        span_s = min(view.oldest_s, view.lag / max(view.rate, 1.0))
+        excess_s = view.oldest_s + fit.a * view.lag + fit.b - view.objective_s
+        if excess_s <= 0 or view.lag <= 1:
+            return math.inf
+        return view.oldest_s - min(1.0, excess_s / (span_s + fit.a * view.lag)) * span_s
 
     def observe(self, view: LaneView, observed: Observed) -> None:
         duration_s = observed.function_s + observed.write_s

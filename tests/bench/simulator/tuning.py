@@ -12,7 +12,7 @@ from tests.bench.simulator.machine import Machine, Model, Trace
 from tests.bench.simulator.policy import Static
 from tests.bench.simulator.run import Result, simulate
 
-WINDOWS_S = (0.0, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.1, 0.2, 0.4)
+WINDOWS_S = (0.0, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.1, 0.2, 0.4)  # none beyond the objective
 BATCHES = (4, 16, 64)
 RECORDS = (1000, 4000, 16_000)
 PASSES = 3
@@ -50,7 +50,8 @@ def tune(trace: Trace, models: Sequence[Model], machine: Machine, seed: int = 0)
 def _axes(trace: Trace, models: Sequence[Model]) -> Iterator[Callable[[Static], Iterator[Static]]]:
     """Each yields the neighbours of a policy along one setting."""
     for lane in np.unique(trace.priority).tolist():
-        yield partial(_windows, lane)
+        most_s = max(each.objective_s[lane] for each in models)
+        yield partial(_windows, lane, [window_s for window_s in WINDOWS_S if window_s <= most_s])
     yield lambda policy: (replace(policy, batches_max=most) for most in BATCHES)
     yield lambda policy: (replace(policy, records_max=most) for most in RECORDS)
     ladder = max(len(each.ladder) for each in models)
@@ -58,8 +59,8 @@ def _axes(trace: Trace, models: Sequence[Model]) -> Iterator[Callable[[Static], 
         yield lambda policy: (replace(policy, variant=variant) for variant in range(ladder))
 
 
-def _windows(lane: int, policy: Static) -> Iterator[Static]:
-    for window_s in WINDOWS_S:
+def _windows(lane: int, choices: Sequence[float], policy: Static) -> Iterator[Static]:
+    for window_s in choices:
         windows_s = [*policy.windows_s]
         windows_s[lane] = window_s
         yield replace(policy, windows_s=(windows_s[0], windows_s[1], windows_s[2]))
