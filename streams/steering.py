@@ -226,7 +226,10 @@ class Adaptive:
     def ended(self, seen: Seen) -> None:
         """A window was written."""
         self.arrivals.windows.append(seen)
-        self._active_s = self.clocks.now_s()
+        now_s = self.clocks.now_s()
+        if now_s - self._active_s > 2 * EPOCH_S:
+            self._fresh_s = now_s  # after a rest there was nothing to report
+        self._active_s = now_s
 
     def blocks(self, now_ms: int) -> list[Block]:
         """What this lane decided, once a second, and what it has learned, now and then."""
@@ -309,8 +312,6 @@ class Adaptive:
 
     def _stale(self, now_s: float) -> bool:
         """Whether windows are written, but no actor reports."""
-        if now_s - self._active_s > 2 * EPOCH_S:
-            self._fresh_s = now_s  # idle: there is nothing to report
         stale = now_s - self._fresh_s > STALE_S + SETTLED_S
         if stale and not self._was_stale:
             self._says("stale", age_s=round(now_s - self._fresh_s, 1))

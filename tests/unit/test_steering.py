@@ -177,6 +177,15 @@ def test_frozen_reports_are_no_ground_to_decide_on() -> None:
     assert {limits.window_s for limits in steered.run(10)} != {STATIC_LIMITS.window_s}
 
 
+def test_after_a_rest_reports_are_not_missed() -> None:
+    steered = lane()
+    steered.run(20)
+    before = steered.steering.counts["static"]
+    steered.clock[0] += 600
+    steered.run(2)
+    assert steered.steering.counts["static"] == before
+
+
 def test_answers_that_never_come_count_as_late() -> None:
     steered = lane(reports=False)
     steered.run(LOST_S + 5)
