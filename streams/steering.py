@@ -120,6 +120,7 @@ class Epoch:
     ended_s: float = math.inf
     reported_s: float = -math.inf
     cores: float = 0.0
+    windows: int = 0
     answers: int = 0
     within: int = 0
     ratio: float = 0.0
@@ -230,6 +231,8 @@ class Adaptive:
         if now_s - self._active_s > 2 * EPOCH_S:
             self._fresh_s = now_s  # after a rest there was nothing to report
         self._active_s = now_s
+        if self.epoch:
+            self.epoch.windows += 1
 
     def blocks(self, now_ms: int) -> list[Block]:
         """What this lane decided, once a second, and what it has learned, now and then."""
@@ -249,10 +252,11 @@ class Adaptive:
         self._yield(now_s)
         if not self.objectives:
             return replace(self.static, rest_s=self.rest.rest_s)
-        features = self._features(now_s)
-        epoch = self.epoch
+        features, epoch = self._features(now_s), self.epoch
         age_s = now_s - epoch.began_s if epoch else math.inf
-        if epoch is None or age_s > EPOCH_S or (age_s > SWITCH_S and features.context != epoch.features.context):
+        if epoch and not epoch.windows:  # nothing came since; of that there is nothing to learn
+            epoch.began_s = now_s
+        elif epoch is None or age_s > EPOCH_S or (age_s > SWITCH_S and features.context != epoch.features.context):
             self._ends(now_s)
             self.epoch = epoch = self._begins(features, now_s)
         return replace(self.static, window_s=epoch.plan.window_s, rest_s=self.rest.rest_s)
@@ -312,6 +316,8 @@ class Adaptive:
 
     def _stale(self, now_s: float) -> bool:
         """Whether windows are written, but no actor reports."""
+        if now_s - self._active_s > 2 * EPOCH_S:
+            self._fresh_s = now_s
         stale = now_s - self._fresh_s > STALE_S + SETTLED_S
         if stale and not self._was_stale:
             self._says("stale", age_s=round(now_s - self._fresh_s, 1))
