@@ -175,7 +175,7 @@ class Attack:
             steps = moves[:, None] / 255 * self.weights.layers[0][0], moves[:, None] * self.net.layers[0][0]
             alone = self.apart(*(a + b for a, b in zip(sums, steps, strict=True)))
             order = np.argsort(-alone)[: FLIPS[-1]]
-            counts = np.array(FLIPS) - 1
+            counts = np.array([each for each in FLIPS if each <= len(x)]) - 1
             seen = self.apart(*(a + b[order].cumsum(0)[counts] for a, b in zip(sums, steps, strict=True)))
             if seen.max() <= worst * (1 + 1e-9):
                 break

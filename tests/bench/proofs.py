@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ NETS = {"P1": "1blk_100", "P2": "2blk_100_100", "P4": "3blk_100_100_100"}
 BITS = {"P1": (4, 6, 8, 10), "P2": (4, 6, 8, 10), "P4": (4, 8)}
 ERRORS = (1.0, 2.0, 4.0, 6.0, 8.0)
 RADIUS = 3
-ROUNDS_BEFORE, ROUNDS_AFTER = 6, 30  # of the attack, before and after the proof has been tried
+ROUNDS_BEFORE, ROUNDS_AFTER = 6, 60  # of the attack, before and after the proof has been tried
 NEAR = 0.92  # of an error, from where on it is attacked again
 PROCESSES, NICE = 2, 5
 STRICT = 1 - 1e-7  # their property is |difference| < error
@@ -212,7 +213,8 @@ def qebverif(folder: Path, timeout_s: float) -> None:
     counts: dict[str, Counter[str]] = {}
     wrong, began = [], time.perf_counter()
     asked = list(groups(folder))
-    with ProcessPoolExecutor(PROCESSES, initializer=os.nice, initargs=(NICE,)) as pool:
+    os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")  # read when numpy is imported: hence spawn
+    with ProcessPoolExecutor(PROCESSES, get_context("spawn"), os.nice, (NICE,)) as pool:
         for group, answers in zip(asked, pool.map(decide, asked, itertools.repeat(timeout_s)), strict=True):
             tally = counts.setdefault(group.name, Counter())
             for sample, error, verdict in answers:
