@@ -259,5 +259,3 @@ def _times(values: F64, matrix: F64 | None) -> F64:
 
 def _widened(range_: Range, noise: float) -> Range:
     return Range(range_.low - noise, range_.high + noise) if noise else range_
-
-

@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from operator import add, le
+from operator import add
 from typing import NamedTuple
 
 from kernels.proof.checker_graph import BITS, MASK, Lacks, Net, Row, Tensor, Unit, Wrong, combined, require, variables
@@ -18,7 +18,7 @@ from kernels.proof.checker_lines import GRID, SLOPE, Function, Ints, Pair, apart
 
 OWN_ROUNDING = Fraction(1, 1 << 60)  # of an operation's dyadic approximations, where float32 rounding is not counted
 
-Range = tuple[Ints, Ints]
+Pairs = list[Pair]  # of each place: low and high, or slopes or constants from below and from above
 Waiting = dict[int, tuple[Ints, int]]
 
 
@@ -30,12 +30,14 @@ class Form(NamedTuple):
     errors: Ints
 
 
-class Node(NamedTuple):
-    """low slopes . arguments + low constants <= value <= ...; constants are over 2^(GRID + SLOPE)."""
+Arguments = list[tuple[Form, Pairs]]  # with their slopes
 
-    arguments: list[tuple[Form, Ints, Ints]]
-    low: Ints
-    high: Ints
+
+class Node(NamedTuple):
+    """Slopes . arguments + constants, from below and from above; constants are over 2^(GRID + SLOPE)."""
+
+    arguments: Arguments
+    constants: Pairs
     rounding: int
 
 
@@ -98,9 +100,9 @@ class Box:
         wants = f"a leaf has {len(slopes)} slopes, the lines of these units have {pairing.slopes}"
         require(len(slopes) == pairing.slopes, Wrong, wants)
         self.pairing, self.floats, self._slopes = pairing, floats, iter(slopes)
-        self.ranges: dict[int, Range] = {0: ([1 << GRID, *low], [1 << GRID, *high])}
+        self.ranges: dict[int, Pairs] = {0: [(1 << GRID, 1 << GRID), *zip(low, high, strict=True)]}
         self.nodes: dict[int, Node] = {}
-        self.arguments: dict[int, tuple[Form, Range]] = {}
+        self.arguments: dict[int, tuple[Form, Pairs]] = {}
         for unit in [*pairing.original.units, *pairing.variant.units]:
             self._single(unit)
             if mate := pairing.mates.get(unit.node):
@@ -112,43 +114,41 @@ class Box:
         g = Fraction(tensor.rounds, (1 << 24) - tensor.rounds) if self.floats else tensor.rounds * OWN_ROUNDING
         found = []
         for row in tensor.items if tensor.rounds else ():
-            sizes = ((each, *(side[key & MASK] for side in self.ranges[key >> BITS])) for key, each in row.mags.items())
+            sizes = ((each, *self.ranges[key >> BITS][key & MASK]) for key, each in row.mags.items())
             total = sum(each * max(-low, high) for each, low, high in sizes)
             require(total < 1 << 127 + GRID, Wrong, "numbers in the net may overflow float32 over this region")
             found.append(math.ceil(total * g))
         return found or [0] * len(tensor.items)
 
-    def range(self, form: Form) -> Range:
+    def range(self, form: Form) -> Pairs:
         """By intervals and, where the form is not of the input alone, by back-substitution."""
 
         def most(i: int, sign: int) -> int:
             ends = ((sign * w, self.ranges[node], at) for node, rows in form.terms.items() for at, w in rows[i])
-            high = -(-sum(w * box[w > 0][at] for w, box, at in ends) >> form.e) + form.errors[i]
+            high = -(-sum(w * box[at][w > 0] for w, box, at in ends) >> form.e) + form.errors[i]
             row = [sign * (j == i) for j in range(len(form.errors))]
             return min(high, sum(self.upper(form, row))) if any(form.terms) else high
 
-        places = range(len(form.errors))
-        return [-most(i, -1) for i in places], [most(i, 1) for i in places]
+        return [(-most(i, -1), most(i, 1)) for i in range(len(form.errors))]
 
     def upper(self, form: Form, weights: Sequence[int]) -> Pair:
         """The largest value of weights . form: in real numbers, and what float rounding adds."""
-        waiting: Waiting = {0: ([0] * len(self.ranges[0][0]), 0)}
+        waiting: Waiting = {0: ([0] * len(self.ranges[0]), 0)}
         real, rounded = 0, self._spread(form, weights, 0, waiting)
         while at := max(waiting):
             (rows, e), node = waiting.pop(at), self.nodes[at]
-            real += -(-_dot(rows, node.low, node.high) >> e + SLOPE)
+            real += -(-sum(_most(rows, node.constants)) >> e + SLOPE)
             rounded += -(-node.rounding * sum(map(abs, rows)) >> e)
-            for each, low, high in node.arguments:
-                vector = [a and a * (y if a > 0 else x) for a, x, y in zip(rows, low, high, strict=True)]
-                if any(vector):
-                    rounded += self._spread(each, vector, e + SLOPE, waiting)
+            for form, slopes in node.arguments:
+                if any(vector := _most(rows, slopes)):
+                    rounded += self._spread(form, vector, e + SLOPE, waiting)
         rows, e = waiting[0]
-        return real - (-_dot(rows, *self.ranges[0]) >> e), rounded
+        return real - (-sum(_most(rows, self.ranges[0])) >> e), rounded
 
     def _spread(self, form: Form, vector: Sequence[int], e: int, waiting: Waiting) -> int:
         """Replaces vector / 2^e . form by its nodes; returns the float error, rounded up."""
         for node, rows in form.terms.items():
-            values, old = waiting.get(node) or ([0] * len(self.ranges[node][0]), e + form.e)
+            values, old = waiting.get(node) or ([0] * len(self.ranges[node]), e + form.e)
             more = max(old, e + form.e)
             values = [each << more - old for each in values] if more > old else values
             for a, row in zip(vector, rows, strict=True):
@@ -159,20 +159,21 @@ class Box:
             waiting[node] = values, more
         return -(-sum(abs(a) * each for a, each in zip(vector, form.errors, strict=True)) >> e)
 
-    def _take(self, n: int) -> Ints:
-        """The certificate's next slopes."""
-        return list(itertools.islice(self._slopes, n))
+    def _take(self, places: int) -> Pairs:
+        """The certificate's next slopes: one of each place, then another of each."""
+        first, second = (list(itertools.islice(self._slopes, places)) for _ in range(2))
+        return list(zip(first, second, strict=True))
 
     def _single(self, unit: Unit) -> None:
         form = self.pairing.forms[unit.node]._replace(errors=self.errors(unit.argument))
         z, f = self.range(form), Function(unit, self.floats)
         self.arguments[unit.node] = form, z
-        low, high = self._take(len(z[0])), self._take(len(z[0]))
+        slopes = self._take(len(z))
         sides = [
-            [f.farthest(x, sign, slope) for sign, slope in ((-1, a), (1, b), (-1, 0), (1, 0))]
-            for x, a, b in zip(zip(*z, strict=True), low, high, strict=True)
+            [[f.farthest(x, sign, slope), f.farthest(x, sign, 0)] for sign, slope in zip((-1, 1), both, strict=True)]
+            for x, both in zip(z, slopes, strict=True)
         ]
-        self._record(unit.node, [(form, low, high)], f.rounding, sides)
+        self._record(unit.node, [(form, slopes)], f.rounding, sides)
 
     def _paired(self, unit: Unit, mate: Unit) -> None:
         (ours, v), f, g = self.arguments[unit.node], Function(mate, self.floats), Function(unit, self.floats)
@@ -180,35 +181,34 @@ class Box:
         theirs, z = self.arguments[mate.node] if mate.node else (theirs, self.range(theirs))
         form = self.pairing.forms[unit.node + 1]._replace(errors=list(map(add, ours.errors, theirs.errors)))
         d = _meet(self.range(form), _minus(v, z))
-        v, z = _meet(v, _minus(z, ([-each for each in d[1]], [-each for each in d[0]]))), _meet(z, _minus(v, d))
-        chosen = [self._take(len(form.errors)) for _ in range(4)]
-        sides = []
-        for of_z, of_v, of_d, *slopes in zip(*(zip(*each, strict=True) for each in (z, v, d)), *chosen, strict=True):
-            low, least = apart(f, g, of_z, of_v, of_d, -1, [(slopes[0], slopes[1]), (0, 0)])
-            high, most = apart(f, g, of_z, of_v, of_d, 1, [(slopes[2], slopes[3]), (0, 0)])
-            sides.append([low, high, least, most])
-        arguments = [(form, chosen[0], chosen[2]), (theirs, chosen[1], chosen[3])]
-        self._record(unit.node + 1, arguments, f.rounding + g.rounding, sides)
+        v, z = _meet(v, _minus(z, [(-high, -low) for low, high in d])), _meet(z, _minus(v, d))
+        below, above = self._take(len(d)), self._take(len(d))  # each by d and by z
+        sides = [
+            [apart(f, g, of_z, of_v, of_d, sign, [line, (0, 0)]) for sign, line in ((-1, low), (1, high))]
+            for of_z, of_v, of_d, low, high in zip(z, v, d, below, above, strict=True)
+        ]
+        by_d, by_z = ([(low[i], high[i]) for low, high in zip(below, above, strict=True)] for i in (0, 1))
+        self._record(unit.node + 1, [(form, by_d), (theirs, by_z)], f.rounding + g.rounding, sides)
 
-    def _record(self, at: int, arguments: list[tuple[Form, Ints, Ints]], rounding: int, sides: list[Ints]) -> None:
-        """A node from what farthest and apart say below and above it, for its lines and for its range."""
-        low, high, least, most = ([each[i] for each in sides] for i in range(4))
-        self.nodes[at] = Node(arguments, [-each for each in low], high, rounding)
-        ends = [[-(-each >> SLOPE) + rounding for each in side] for side in (least, most)]
-        self.ranges[at] = [-each for each in ends[0]], ends[1]
-
-
-def _minus(a: Range, b: Range) -> Range:
-    return [x - y for x, y in zip(a[0], b[1], strict=True)], [x - y for x, y in zip(a[1], b[0], strict=True)]
+    def _record(self, at: int, arguments: Arguments, rounding: int, sides: list[list[Ints]]) -> None:
+        """A node from what farthest and apart say of each place below and above it: for its lines, for its range."""
+        self.nodes[at] = Node(arguments, [(-low, high) for (low, _), (high, _) in sides], rounding)
+        self.ranges[at] = [
+            ((-least >> SLOPE) - rounding, -(-most >> SLOPE) + rounding) for (_, least), (_, most) in sides
+        ]
 
 
-def _meet(a: Range, b: Range) -> Range:
+def _minus(a: Pairs, b: Pairs) -> Pairs:
+    return [(low - most, high - least) for (low, high), (least, most) in zip(a, b, strict=True)]
+
+
+def _meet(a: Pairs, b: Pairs) -> Pairs:
     """The intersection; two sound ranges of one value have one."""
-    found = list(map(max, a[0], b[0])), list(map(min, a[1], b[1]))
-    require(all(map(le, *found)), Wrong, "two bounds of one value contradict each other")
+    found = [(max(low, least), min(high, most)) for (low, high), (least, most) in zip(a, b, strict=True)]
+    require(all(low <= high for low, high in found), Wrong, "two bounds of one value contradict each other")
     return found
 
 
-def _dot(rows: Sequence[int], low: Sequence[int], high: Sequence[int]) -> int:
-    """The largest value of rows . x for x between low and high."""
-    return sum(a * (y if a > 0 else x) for a, x, y in zip(rows, low, high, strict=True) if a)
+def _most(rows: Ints, ends: Pairs) -> Ints:
+    """The largest products of rows and what lies between the two ends."""
+    return [a and a * each[a > 0] for a, each in zip(rows, ends, strict=True)]

@@ -130,7 +130,7 @@ class Expression:
     def base(self) -> int | None:
         """The base that this is, unchanged."""
         if len(self.terms) == 1 and not self.count and not self.constant.any():
-            (base, term), = self.terms.items()
+            ((base, term),) = self.terms.items()
             return base if term.matrix is None else None
         return None
 

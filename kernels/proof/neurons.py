@@ -28,8 +28,8 @@ _LOOK_RATE = 0.01
 _TOGETHER = 12
 _BYTES_MAX = 1 << 28  # of the corners of parts that are looked at together
 _CANDIDATES = 4
-_PARTS_SEEN = 400  # before it is judged whether there is any hope
-_HOPE = 8.0  # times more parts than there is time for, if bounds go on falling as with the last doubling
+_DOUBLINGS_SEEN = 7  # of the parts, before it is judged whether there is any hope
+_HOPE = 1.5  # times more parts than there is time for, if bounds go on falling as with the last two doublings
 _ROOM = 2.0**-42
 
 
@@ -91,15 +91,14 @@ class Branching:
         ascent = Ascent(self.dual, self.objective, whole.m[None], self._regions([whole]))
         ascent.steps(_ROOT_STEPS, _RATE, self.limit, self.left_s)
         waiting = self._open([whole], ascent)
-        before, began_s = (1, whole.bound), self.left_s()
+        course, began_s = [whole.bound], self.left_s()  # the bound at each doubling of the parts
         while waiting and self.parts < PARTS_MAX and self.left_s() > 0:
             waiting.sort(key=lambda part: part.bound)
             top = waiting[-1].bound
-            if self.parts >= 2 * before[0]:
-                needed = 2.0 ** min((top - self.limit) / (before[1] - top + 1e-12), 60.0)
-                if self.parts > _PARTS_SEEN and needed > _HOPE * began_s / max(began_s - self.left_s(), 1e-9):
+            if self.parts >= 2 ** len(course):
+                course.append(top)
+                if len(course) > _DOUBLINGS_SEEN and self._hopeless(course, began_s):
                     break
-                before = self.parts, top
             chosen, waiting = waiting[-self.together :], waiting[: -self.together]
             found = self._split(chosen)
             if found is None:
@@ -107,6 +106,12 @@ class Branching:
                 break
             waiting += found
         return float(max([self.closed, *(each.bound for each in waiting)]))
+
+    def _hopeless(self, course: list[float], began_s: float) -> bool:
+        """Whether many more parts are needed than there is time for."""
+        doublings = (course[-1] - self.limit) / (0.5 * (course[-3] - course[-1]) + 1e-12)
+        spent_s = max(began_s - self.left_s(), 1e-9)
+        return bool(spent_s * 2.0 ** min(doublings, 60.0) > _HOPE * began_s)
 
     def _open(self, parts: list[Part], ascent: Ascent) -> list[Part]:
         """Those whose exact bound is above the limit."""

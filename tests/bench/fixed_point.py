@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+Function = Callable[[Array], tuple[Array, Array]]
 GRADIENT_STEPS = 4
-CLIMBED = 4  # the best so many are improved pixel by pixel
+CLIMBED = 2  # the best so many are improved pixel by pixel
 CLIMBS = 30
 ROUNDS = 40  # from beside the best
+SHARES = (0.05, 0.15, 0.3, 0.6, 1.0)  # of the pixels that are drawn anew
+ANNEALED, ANNEALING_STEPS = 16, 80
+WIDTHS = 0.1, 0.02  # of smoothed jumps, in the begin and in the end
+RATES = (0.15, 0.4)  # of a pixel's range
 FLIPS = (1, 2, 3, 5, 8, 13, 21, 34, 55)
 
 
@@ -37,15 +43,20 @@ class Weights:
         return np.asarray(x)
 
 
-def gradient(weights: Weights, x: Array, label: int) -> Array:
-    """Of one output, by the inputs: float64[rows, inputs] for float64[rows, inputs]."""
-    masks = []
+def rectified(z: Array) -> tuple[Array, Array]:
+    """A rectifier's values and slopes."""
+    return np.maximum(z, 0), z > 0
+
+
+def gradient(weights: Weights, x: Array, label: int, function: Function = rectified) -> Array:
+    """Of one output, by the inputs: [rows, inputs] for x[rows, inputs]. function: values and slopes behind a layer."""
+    slopes = []
     for w, b in weights.layers[:-1]:
-        x = np.maximum(x @ w + b, 0)
-        masks.append(x > 0)
+        x, slope = function(x @ w + b)
+        slopes.append(slope)
     back = np.repeat(weights.layers[-1][0][:, label][None], len(x), 0)
-    for (w, _), mask in zip(weights.layers[-2::-1], masks[::-1], strict=True):
-        back = (back * mask) @ w.T
+    for (w, _), slope in zip(weights.layers[-2::-1], slopes[::-1], strict=True):
+        back = (back * slope) @ w.T
     return np.asarray(back)
 
 
@@ -86,9 +97,21 @@ class FixedPoint:
         return np.asarray(sums / 2.0**fraction)
 
     def floats(self) -> Weights:
-        """The same weights as numbers: without rounding and saturation it computes nearly the same."""
-        step = 2.0 ** (self.bits - 1)
-        return Weights([(w / step, 2.0 * b / step) for w, b in self.layers])
+        """The same weights as float32: without rounding and saturation they compute nearly the same."""
+        step = np.float32(2.0 ** (self.bits - 1))
+        return Weights([(w.astype(np.float32) / step, 2 * b.astype(np.float32) / step) for w, b in self.layers])
+
+    def smoothed(self, width: float) -> Function:
+        """The quantizer behind a layer, with a sigmoid of so many steps in the place of each jump."""
+        step, soft = np.float32(2.0 ** -(self.bits - 2)), np.float32(width)
+
+        def function(z: Array) -> tuple[Array, Array]:
+            below = np.floor(z / step)
+            rise = 1 / (1 + np.exp(np.clip((below + np.float32(0.5) - z / step) / soft, -9, 9)))
+            levels = np.clip(below + rise, 0, 2**self.bits - 1)
+            return step * levels, np.where(levels == below + rise, rise * (1 - rise) / soft, 0)
+
+        return function
 
 
 class Attack:
@@ -97,6 +120,7 @@ class Attack:
     def __init__(self, weights: Weights, net: FixedPoint, label: int, low: Array, high: Array) -> None:
         self.weights, self.net, self.label = weights, net, label
         self.low, self.high = low, high
+        self.near = net.floats()
         self.rng = np.random.default_rng(0)
         self.worst, self.best = 0.0, low
 
@@ -105,7 +129,7 @@ class Attack:
 
     def run(self, starts: Array, enough: float, rounds: int = ROUNDS) -> float:
         """The largest difference found: from corners of the gradient, pixel by pixel, then from beside the best."""
-        near, x = self.net.floats(), np.clip(np.rint(starts), self.low, self.high)
+        near, x = self.near, np.clip(np.rint(starts), self.low, self.high)
         kept = x
         for _ in range(GRADIENT_STEPS):
             slope = gradient(near, x / 256, self.label) / 256 - gradient(self.weights, x / 255, self.label) / 255
@@ -115,12 +139,31 @@ class Attack:
         for each in kept[np.argsort(self.differences(kept))[::-1][:CLIMBED]]:
             if self.worst < enough:
                 self.climb(each)
-        for _ in range(rounds if self.worst < enough else 0):
-            share = self.rng.choice([0.005, 0.02, 0.05, 0.15])
-            self.climb(np.where(self.rng.random(len(self.low)) < share, self.low + self.high - self.best, self.best))
+        for _ in range(rounds):
             if self.worst >= enough:
                 break
+            self.anneal()
         return self.worst
+
+    def anneal(self) -> None:
+        """Gradient steps (Adam) from beside the best while smoothed jumps become steep; then pixel by pixel."""
+        anew = self.rng.random((ANNEALED, len(self.low))) < self.rng.choice(SHARES, (ANNEALED, 1))
+        x = np.where(anew, self.rng.uniform(self.low, self.high, anew.shape), self.best).astype(np.float32)
+        sign = np.sign(self.net.answers(self.best[None]) - self.weights.answers(self.best[None]))[0, self.label]
+        first, second = np.zeros_like(x), np.zeros_like(x)
+        rates = (self.rng.choice(RATES, (ANNEALED, 1)) * (self.high - self.low)).astype(np.float32)
+        for done in range(1, ANNEALING_STEPS + 1):
+            share = done / ANNEALING_STEPS
+            function = self.net.smoothed(WIDTHS[0] * (WIDTHS[1] / WIDTHS[0]) ** share)
+            slope = gradient(self.near, x / np.float32(256), self.label, function) / np.float32(256)
+            slope -= gradient(self.weights, x / np.float32(255), self.label) / np.float32(255)
+            first += np.float32(0.1) * (np.float32(sign) * slope - first)
+            second += np.float32(0.02) * (slope**2 - second)
+            decay = np.float32((1 - 0.95 * share) / (1 - 0.9**done) * np.sqrt(1 - 0.98**done))
+            x = x + decay * rates * first / (np.sqrt(second) + np.float32(1e-9))
+            x = np.clip(x, self.low, self.high).astype(np.float32)
+        for each in x[np.argsort(-self.differences(np.rint(x)))[:2]]:
+            self.climb(each)
 
     def climb(self, x: Array) -> None:
         """Changes the pixels that help most alone, as many as help together, until none does."""
@@ -132,7 +175,7 @@ class Attack:
             steps = moves[:, None] / 255 * self.weights.layers[0][0], moves[:, None] * self.net.layers[0][0]
             alone = self.apart(*(a + b for a, b in zip(sums, steps, strict=True)))
             order = np.argsort(-alone)[: FLIPS[-1]]
-            counts = np.array(FLIPS) - 1
+            counts = np.array([each for each in FLIPS if each <= len(x)]) - 1
             seen = self.apart(*(a + b[order].cumsum(0)[counts] for a, b in zip(sums, steps, strict=True)))
             if seen.max() <= worst * (1 + 1e-9):
                 break

@@ -82,16 +82,14 @@ def assert_inside(box: Box, values: Values) -> None:
     """Ranges and lines of a box in real arithmetic hold at the point."""
     unit = 1 << GRID
     for at, node in box.nodes.items():
-        low, high = box.ranges[at]
-        below = [Fraction(each, unit << SLOPE) for each in node.low]
-        above = [Fraction(each, unit << SLOPE) for each in node.high]
-        for form, least, most in node.arguments:
+        below, above = ([Fraction(each, unit << SLOPE) for each in side] for side in zip(*node.constants, strict=True))
+        for form, slopes in node.arguments:
             for i, each in enumerate(rows_of(form, values)):
                 room = Fraction(512 * form.errors[i], unit)  # slopes are less, and arguments that much off
-                below[i] += each * Fraction(least[i], 1 << SLOPE) - room
-                above[i] += each * Fraction(most[i], 1 << SLOPE) + room
+                below[i] += each * Fraction(slopes[i][0], 1 << SLOPE) - room
+                above[i] += each * Fraction(slopes[i][1], 1 << SLOPE) + room
         for i, each in enumerate(values[at]):
-            assert low[i] <= each * unit <= high[i], f"range of node {at}"
+            assert box.ranges[at][i][0] <= each * unit <= box.ranges[at][i][1], f"range of node {at}"
             assert below[i] <= each <= above[i], f"lines of node {at}"
 
 
