@@ -34,6 +34,7 @@ WINDOW_S_MIN = 0.0005
 MEMORY = 30  # epochs that an estimate remembers
 EXPLORE = 1 / 32  # of the epochs, once a load is known
 EAGER = 8  # epochs after which it tries half as often as at first
+NEAR, PRESSED_NEAR = 0.02, 0.1  # in reward: so little is not worth the transactions that a shorter window costs others
 SPEED_WEIGHT, CORES_WEIGHT = 0.1, 0.05
 CONTEXTS_MAX = 128
 
@@ -97,9 +98,10 @@ class Estimate:
     ratio: float = 0.0
 
     def add(self, outcome: Outcome) -> None:
-        self.epochs = min(self.epochs + 1, MEMORY)
-        self.reward += (outcome.reward - self.reward) / self.epochs
-        self.ratio += (outcome.ratio - self.ratio) / self.epochs
+        self.epochs += 1
+        weight = 1 / min(self.epochs, MEMORY)
+        self.reward += weight * (outcome.reward - self.reward)
+        self.ratio += weight * (outcome.ratio - self.ratio)
 
 
 class Scheduler:
@@ -167,7 +169,7 @@ class Scheduler:
         return max(allowed, default=LONGEST)
 
     def _best(self, features: Features) -> int:
-        """The arm of the best mean reward; of a load never seen, that of the nearest one that was."""
+        """The longest window whose mean reward is about the best; of a load never seen, that of the nearest one."""
         arms = self.estimates.get(features.context)
         if arms is None and self.estimates:
             octave = int(features.context)
@@ -175,7 +177,11 @@ class Scheduler:
         tried = [arm for arm in range(STATIC) if arms and arms[arm].epochs]
         if not arms or not tried:
             return self._first(features)
-        return max([*tried, *([STATIC] if arms[STATIC].epochs else [])], key=lambda arm: arms[arm].reward)
+        best = max(arms[arm].reward for arm in tried)
+        if arms[STATIC].epochs and arms[STATIC].reward > best:
+            return STATIC
+        near = PRESSED_NEAR if features.pressed else NEAR
+        return max(arm for arm in tried if arms[arm].reward >= best - near)
 
     def _plan(self, arm: int, features: Features, tried: bool = False) -> Plan:
         return Plan(arm, self.window_s(arm, features), self._expected(arm, features), tried)

