@@ -286,7 +286,7 @@ class Rest:
     """How long a lower lane rests between windows while a higher one misses its objective; at most `most_s`.
 
     Doubled at each report of a miss, cut by a fifth at each one of none: a higher lane is helped at once, a lower one
-    finds out slowly how much it may take (additive-increase multiplicative-decrease, seen from the lower lane).
+    finds out slowly how much it may take.
 
     >>> rest = Rest()
     >>> [round(rest.reported(missed), 4) for missed in (True, True, False)]

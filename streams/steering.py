@@ -213,15 +213,13 @@ class Adaptive:
 
     def limits(self) -> LaneLimits:
         """Of the next window."""
-        if self.failed:
-            return self.static
-        try:
-            now_s = self.clocks.now_s()
-            self._hear(now_s)
-            self._now = self._limits(now_s)
-        except Exception as err:
-            self.failed, self.epoch, self._now = True, None, self.static
-            self._says("crashed", error=f"{type(err).__name__}: {err}")
+        if not self.failed:
+            try:
+                now_s = self.clocks.now_s()
+                self._hear(now_s)
+                self._now = self._limits(now_s)
+            except Exception as err:
+                self._fails(err)
         return self._now
 
     def ended(self, seen: Seen) -> None:
@@ -236,14 +234,27 @@ class Adaptive:
 
     def blocks(self, now_ms: int) -> list[Block]:
         """What this lane decided, once a second, and what it has learned, now and then."""
+        if self.failed or not self.epoch:
+            return []
+        try:
+            return self._blocks(self.epoch, now_ms)
+        except Exception as err:
+            self._fails(err)
+            return []
+
+    def _fails(self, err: Exception) -> None:
+        """The learner, or whatever else is in here; for good, as a restart is what mends a bug."""
+        self.failed, self.epoch, self._now = True, None, self.static
+        self._says("crashed", error=f"{type(err).__name__}: {err}")
+
+    def _blocks(self, epoch: Epoch, now_ms: int) -> list[Block]:
         found = []
-        if self.epoch and now_ms - self._told_ms >= TOLD_MS:
+        if now_ms - self._told_ms >= TOLD_MS:
             self._told_ms = now_ms
-            found.append(self._block(PLAN, self._told(self.epoch), now_ms))
-        if not self.failed and now_ms - self._kept_ms >= LEARNED_MS:
+            found.append(self._block(PLAN, self._told(epoch), now_ms))
+        if now_ms - self._kept_ms >= LEARNED_MS and (state := self.learner.state()):
             self._kept_ms = now_ms
-            if state := self.learner.state():
-                found.append(self._block(LEARNED, state, now_ms))
+            found.append(self._block(LEARNED, state, now_ms))
         return found
 
     def _limits(self, now_s: float) -> LaneLimits:

@@ -130,6 +130,18 @@ class Nonsense(Scheduler):
         return Plan(0, self.nonsense_s, 0.0)
 
 
+class Speechless(Scheduler):
+    def state(self) -> dict[str, Any]:
+        raise ZeroDivisionError("a bug")
+
+
+def test_a_learner_that_cannot_say_what_it_learned_is_left_too() -> None:
+    steered = lane(Speechless(0.005))
+    steered.run(5)
+    assert steered.steering.blocks(60_000) == []
+    assert {limits.window_s for limits in steered.run(1)} == {STATIC_LIMITS.window_s}
+
+
 class Random_(Scheduler):
     """It learns noise."""
 
