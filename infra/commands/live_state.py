@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import time
+from typing import TypeVar
 
 from confluent_kafka import Producer
 
@@ -11,6 +12,7 @@ from infra.commands.reading import missing_topic
 from schemas.errors import BadSetting
 from streams import clients, topics
 from streams.admin import Admin, KafkaUnavailable
+from streams.compacted import Compacted
 from streams.control import Control, ControlState
 from streams.log import set_level
 from streams.settings import Settings
@@ -21,25 +23,32 @@ TEXT_MAX = 1000
 
 def read(settings: Settings) -> dict[str, Control]:
     """What lrai.control says now, by key. Raises BadSetting, KafkaUnavailable."""
-    _exists(settings)
     set_level("error")  # a command has its own words for what it reads
-    state = ControlState(settings, f"{settings.prefix}-cli")
+    return whole(settings, ControlState(settings, f"{settings.prefix}-cli")).state
+
+
+State = TypeVar("State", bound=Compacted)
+
+
+def whole(settings: Settings, state: State) -> State:
+    """The state, read to its end. Raises BadSetting, KafkaUnavailable."""
     end_s = time.monotonic() + KAFKA_S_MAX
 
     def waits() -> None:
         if time.monotonic() > end_s:
-            raise KafkaUnavailable(f"lrai.control was not read within {KAFKA_S_MAX:.0f} s")
+            raise KafkaUnavailable(f"{state.topic} was not read within {KAFKA_S_MAX:.0f} s")
 
     try:
+        _exists(settings, state.topic)
         state.to_the_end(waits)
-        return state.state
+        return state
     finally:
         state.close()
 
 
 def write(settings: Settings, record: Control) -> None:
     """Writes a change and waits until Kafka has it. Raises BadSetting, KafkaUnavailable."""
-    topic = _exists(settings)
+    topic = _exists(settings, topics.control(settings.prefix))
     for option, text in (("--by", record.by), ("--reason", record.reason)):
         if len(text) > TEXT_MAX:
             raise BadSetting(f"{option} has {len(text)} characters; say it in {TEXT_MAX}")
@@ -66,8 +75,7 @@ def user() -> str:
         return "unknown"
 
 
-def _exists(settings: Settings) -> str:
-    topic = topics.control(settings.prefix)
+def _exists(settings: Settings, topic: str) -> str:
     if topic not in Admin(settings).existing():
         raise missing_topic(settings, topic)
     return topic

@@ -9,16 +9,13 @@ from typing import Any
 
 from rich.table import Table
 
+from infra.commands.live_state import whole
 from infra.commands.options import AsJson, Kafka, Prefix, group, out
-from infra.commands.reading import missing_topic
-from streams import topics
-from streams.admin import Admin, KafkaUnavailable
 from streams.log import set_level
 from streams.scheduler import SHARES, STATIC
-from streams.settings import Settings, load
+from streams.settings import load
 from streams.steering import Report, Reports
 
-KAFKA_S_MAX = 10.0
 OLD_S = 10.0
 
 app = group("What the scheduler decides.")
@@ -34,7 +31,7 @@ def show(as_json: AsJson = False, kafka: Kafka = None, prefix: Prefix = None) ->
     """Windows of each lane: what was chosen and seen, what is expected, what the static settings would do."""
     settings = load(kafka=kafka, prefix=prefix)
     set_level("error")
-    reports = read(settings)
+    reports = whole(settings, Reports(settings, f"{settings.prefix}-cli"))
     now_ms = time.time_ns() // 1_000_000
     lanes = [_lane(record, now_ms) for _, record in sorted(reports.plans.items())]
     answers = [_answers(each, now_ms) for _, each in sorted(reports.newest.items())]
@@ -46,25 +43,6 @@ def show(as_json: AsJson = False, kafka: Kafka = None, prefix: Prefix = None) ->
         return
     out.print(_table("Lanes", lanes))
     out.print(_table("Answers, as actors reported last", answers))
-
-
-def read(settings: Settings) -> Reports:
-    """What lrai.scheduler says now. Raises BadSetting, KafkaUnavailable."""
-    topic = topics.scheduler(settings.prefix)
-    if topic not in Admin(settings).existing():
-        raise missing_topic(settings, topic)
-    reports = Reports(settings, f"{settings.prefix}-cli")
-    end_s = time.monotonic() + KAFKA_S_MAX
-
-    def waits() -> None:
-        if time.monotonic() > end_s:
-            raise KafkaUnavailable(f"{topic} was not read within {KAFKA_S_MAX:.0f} s")
-
-    try:
-        reports.to_the_end(waits)
-    finally:
-        reports.close()
-    return reports
 
 
 def _lane(record: dict[str, Any], now_ms: int) -> dict[str, Any]:

@@ -24,7 +24,7 @@ SCHEDULING = (
     *("streams/scheduler.py", "streams/steering.py"),
     *("workers/reporting.py", "workers/steered.py"),
 )
-SCHEDULING_LINES_MAX = 560  # without which the engine works, and counted apart from it
+SCHEDULING_LINES_MAX = 575  # without which the engine works, and counted apart from it
 APART_LINES_MAX = {"kernels/proof": 2_900, "kernels/compile": 2_850}  # counted apart from the engine
 CHECKER_LINES_MAX = 835  # of the proofs, and counted apart from them: it shares nothing with the prover
 FILE_LINES_MAX = 400
