@@ -23,7 +23,7 @@ SEED = 7
 SLO_MS = 100
 OBJECTIVE_S: Mapping[str, float] = MappingProxyType({"interactive": 0.1, "standard": 0.1, "bulk": 1.0})
 WARM_S = 4.0  # of a trace, not counted
-TRACES = ("bursty", "steady", "flash_crowd", "drifted")
+TRACES = ("bursty", "steady", "flash_crowd")
 GOAL = 1.65  # on the first of them
 GOODPUT, P95, LATE, ENDED = "goodput/s", "p95 ms", "% not within the objective", "% expired"
 
@@ -92,7 +92,7 @@ def scheduler(bench: Bench) -> Outcome:
     for name, sizes in MIXED:
         models = bench.mlp(name, sizes, "scheduler")
         (models / name / "1" / "model.toml").write_text(f"slo_p95_ms = {SLO_MS}\n")
-    seconds = 15.0 if bench.quick else 40.0
+    seconds = 15.0 if bench.quick else 30.0
     made = {name: traces.GENERATORS[name](RATE, seconds, traces.MIXED, SEED) for name in _names(bench.quick)}
     outcome = bench.outcome("scheduler", f"Adaptive against static, traces of {RATE:,.0f}/s", bench.few)
     found: dict[tuple[str, str], list[Score]] = {}
