@@ -7,9 +7,9 @@ longer the work takes on a broker and cores that it shares:
     p95(w) = w + 3 c / (1 - u) = w + 3 c + 3 c^2 / w,      least at w = sqrt(3) c
 
 Transactions are what all lanes share, so a lane begins with the longest window whose p95 stays within `TARGET` of the
-objective. From there a contextual bandit learns: its contexts are the octaves of the arrival rate, its arms windows
-from 1/50 to half of the objective, and the static setting. A lane that is behind takes the longest window: it is late
-already, and long windows are answered at the highest rate.
+objective, up to `WORK_TIMES` times its work. From there a contextual bandit learns: its contexts are the octaves of the
+arrival rate, its arms windows from 1/50 to half of the objective, and the static setting. A lane that is behind takes
+the longest window: it is late already, and long windows are answered at the highest rate.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ LONGEST = len(SHARES) - 1
 STATIC = len(SHARES)  # the arm that is the static setting
 ARMS = STATIC + 1
 TARGET = 0.9
+WORK_TIMES = 10  # a window longer than so many times its work saves less than a tenth of it, and costs latency
 WINDOW_S_MIN = 0.0005
 MEMORY = 30  # epochs that an estimate remembers
 EXPLORE = 1 / 32  # of the epochs, once a load is known
@@ -148,7 +149,8 @@ class Scheduler:
         """Seconds from a window's first record to its end."""
         if arm == STATIC:
             return self.static_s
-        return max(SHARES[arm] * features.objective_s, WINDOW_S_MIN)
+        most_s = max(WORK_TIMES * features.busy_s, self.static_s)
+        return min(max(SHARES[arm] * features.objective_s, WINDOW_S_MIN), most_s)
 
     def state(self) -> dict[str, Any]:
         """What was learned, for another process to begin with; JSON."""

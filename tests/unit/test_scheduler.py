@@ -59,6 +59,7 @@ def test_it_begins_with_the_longest_window_that_keeps_the_objective(busy_s: floa
     plan = scheduler.decide(features, Random(1))
     keeps = [p95_s(scheduler.window_s(arm, features), busy_s) <= TARGET * objective_s for arm in range(STATIC)]
     assert plan.arm == max((arm for arm in range(STATIC) if keeps[arm]), default=LONGEST)
+    assert plan.window_s <= max(10 * busy_s, STATIC_S)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -114,6 +115,11 @@ def test_a_lane_that_is_behind_takes_the_longest_window_and_learns_nothing() -> 
     plan = scheduler.decide(behind, rng)
     scheduler.learn(behind, plan, outcome(9.0))
     assert (plan.arm, scheduler.state()) == (LONGEST, before)
+
+
+def test_an_objective_that_asks_for_little_makes_no_long_windows() -> None:
+    plan = Scheduler(STATIC_S).decide(Features(rate=100, busy_s=0.004, objective_s=10.0), Random(1))
+    assert plan.window_s == pytest.approx(10 * 0.004)
 
 
 @settings(deadline=None)
