@@ -88,7 +88,7 @@ def _layer(draft: _Draft, layer: WeightLayer, width: Width, node: NodeProto, sou
     if exact and bias is not None and source is not None:
         bias = np.broadcast_to(bias.reshape(-1), (layer.channels,))
         least = np.abs(bias.astype(np.float64)) / (float(source.scale) * _BIAS_MAX)
-    steps, scales = ranges.weights(array, width.weight, layer.axis, least)
+    steps, scales = ranges.weights(array, width.weight, layer.axis, least, width.clip)
     stored = _stored(draft, layer.name, steps, width.weight)
     if not exact or source is None:
         node.input[1] = _folded_at_load(draft, layer, stored, scales)

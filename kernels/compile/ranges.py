@@ -118,18 +118,20 @@ def fake(values: Array, scale: Scale) -> Array:
     return held
 
 
-def weights(array: Array, bits: int, axis: int, least: Array | None = None) -> tuple[Array, Array]:
+def weights(
+    array: Array, bits: int, axis: int, least: Array | None = None, clip: float | None = None
+) -> tuple[Array, Array]:
     """Symmetric whole numbers (int8[...], within 4 or 8 bits) and their scales float32[channels].
 
-    `least`: float[channels], scales not to go below (so that the bias fits 32 bits).
+    `least`: float[channels], scales not to go below (so that the bias fits 32 bits); `clip`: see `Width`.
     """
     most = 2 ** (bits - 1) - 1
     shape = [1] * array.ndim
     shape[axis] = -1
     others = tuple(each for each in range(array.ndim) if each != axis)
     largest = np.abs(array).max(axis=others)
-    best = _scales(largest / most, least)
-    if bits == 4:
+    best = _scales(largest * (clip or 1.0) / most, least)
+    if bits == 4 and clip is None:
         best_error = _channel_error(array, best.reshape(shape), most, others)
         for shrink in _SHRINKS_4[:-1]:
             tried = _scales(largest * shrink / most, least)

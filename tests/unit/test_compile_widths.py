@@ -10,7 +10,8 @@ import pytest
 
 from kernels.compile import allocate, candidates, importing, mixed, probe, proved
 from kernels.compile.candidates import Bench, Candidate
-from kernels.compile.layers import Plan, Width
+from kernels.compile.layers import Plan, WeightLayer, Width, weight_of
+from kernels.compile.net import Array, Net
 from kernels.compile.probe import Sensitivities
 from kernels.manifest import RunOptions
 from kernels.repository import load_model
@@ -107,3 +108,30 @@ def test_a_search_by_proof_ends_where_nothing_narrower_is_proved(tmp_path: Path)
                 net = made.written({**plan, name: narrower})
                 is_smaller = net.model.ByteSize() < found.net.model.ByteSize()
                 assert made.error(net, RunOptions()) > within or not is_smaller
+
+
+def test_a_search_by_proof_takes_another_clip_where_the_one_of_least_error_is_not_proved(tmp_path: Path) -> None:
+    """What stands in for the proof: no weight is further off than half a step that reaches its channel's largest."""
+    made = measured(tmp_path / "mlp/1/model.onnx", "mlp").made
+
+    def proves(net: Net) -> bool:
+        return all(
+            abs(restored - wanted).max() <= abs(wanted).max() / 14 * (1 + 1e-6)
+            for layer in made.layers
+            if (steps := net.weight(f"{layer.name}.w")) is not None and steps.dtype != np.float16
+            for wanted, restored in zip(*channels(layer, made.net, net, steps), strict=True)
+        )
+
+    found = proved.candidate(made, proves, lambda what: None)
+    assert found is not None
+    assert found.bits == "w4"
+    assert proves(found.net)
+    assert not proves(made.written({each.name: Width(4, 32) for each in made.layers}))
+
+
+def channels(layer: WeightLayer, original: Net, net: Net, steps: Array) -> tuple[Array, Array]:
+    """The weights by channel, as they were and as they come back."""
+    scales = net.weight(f"{layer.name}.ws")
+    assert scales is not None
+    restored = steps.astype(np.float32) * scales
+    return np.moveaxis(weight_of(original, layer), layer.axis, 0), np.moveaxis(restored, layer.axis, 0)
