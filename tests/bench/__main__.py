@@ -37,6 +37,7 @@ CASES: dict[str, Callable[[Bench], Outcome]] = {
     "memory": live.memory,
     "burst": burst.burst,
     "scheduler": scheduling.scheduler,
+    "scheduler-crowded": scheduling.crowded,
 }
 
 
